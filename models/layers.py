@@ -1,0 +1,37 @@
+"""Layers that architectures share, as pure functions of arrays."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm, computed in float32. x: (T, D); weight: (D,). Source: arXiv:1910.07467."""
+    x32 = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * scale).astype(x.dtype) * weight
+
+
+def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """x: (T, inputs); weight: (inputs, outputs); bias: (outputs,). Accumulates in float32, (T, outputs) as x."""
+    y = jnp.matmul(x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
+    return y if bias is None else y + bias
+
+
+def swiglu(gate_up: jax.Array) -> jax.Array:
+    """silu(gate) * up of the fused projection. gate_up: (T, 2F); (T, F) out. Source: arXiv:2002.05202."""
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+def split_heads(qkv: jax.Array, heads: int, kv_heads: int, head_dim: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The fused projection (T, (N + 2K)H) as q (T, N, H), k (T, K, H) and v (T, K, H)."""
+    q, k, v = jnp.split(qkv, [heads * head_dim, (heads + kv_heads) * head_dim], axis=-1)
+    tokens = qkv.shape[0]
+    return (
+        q.reshape(tokens, heads, head_dim),
+        k.reshape(tokens, kv_heads, head_dim),
+        v.reshape(tokens, kv_heads, head_dim),
+    )

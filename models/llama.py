@@ -1,0 +1,82 @@
+"""Llama (Meta, arXiv:2302.13971, 2407.21783): pre-norm decoder with GQA, rotary positions and SwiGLU.
+
+HF: transformers 5.x `modeling_llama.LlamaForCausalLM`. The projections are fused (qkv, gate + up) and matrices are
+(inputs, outputs). Attention is passed in: the ragged paged one in serving graphs, a dense one in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .layers import linear, rms_norm, swiglu
+from .llama_config import Config
+
+Attend = Callable[[jax.Array], jax.Array]
+"""Fused projections (T, (N + 2K)H) -> attention's output (T, N·H): rotates, keeps keys and values, attends."""
+
+
+class Block(nnx.Module):
+    """One decoder layer."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        d, f = config.hidden_size, config.intermediate_size
+        qkv = config.query_width + 2 * config.kv_width
+        self.norm_eps = config.norm_eps
+
+        def matrix(inputs: int, outputs: int, scale: float = 1.0) -> nnx.Param:
+            # Residual projections start smaller with depth (GPT-2, section 2.3).
+            return nnx.Param(0.02 * scale * jax.random.normal(rngs.params(), (inputs, outputs), dtype))
+
+        residual = (2 * config.num_layers) ** -0.5
+        self.input_norm = nnx.Param(jnp.ones((d,), dtype))
+        self.qkv = matrix(d, qkv)
+        self.o = matrix(config.query_width, d, residual)
+        self.post_norm = nnx.Param(jnp.ones((d,), dtype))
+        self.gate_up = matrix(d, 2 * f)
+        self.down = matrix(f, d, residual)
+        self.qkv_bias = nnx.Param(jnp.zeros((qkv,), dtype)) if config.attention_bias else None
+        self.o_bias = nnx.Param(jnp.zeros((d,), dtype)) if config.attention_bias else None
+        self.gate_up_bias = nnx.Param(jnp.zeros((2 * f,), dtype)) if config.mlp_bias else None
+        self.down_bias = nnx.Param(jnp.zeros((d,), dtype)) if config.mlp_bias else None
+
+    def __call__(self, x: jax.Array, attend: Attend) -> jax.Array:
+        """x: (T, D) residual stream; same shape out."""
+        h = rms_norm(x, self.input_norm[...], self.norm_eps)
+        h = attend(linear(h, self.qkv[...], _value(self.qkv_bias)))
+        x = x + linear(h, self.o[...], _value(self.o_bias))
+        h = rms_norm(x, self.post_norm[...], self.norm_eps)
+        h = swiglu(linear(h, self.gate_up[...], _value(self.gate_up_bias)))
+        return x + linear(h, self.down[...], _value(self.down_bias))
+
+
+class Llama(nnx.Module):
+    """LlamaForCausalLM; parameter paths are the weight names of `Config.weights`."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.norm_eps = config.norm_eps
+        shape = (config.vocab_size, config.hidden_size)
+        self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
+        self.blocks = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
+        self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
+        self.head = None
+        if not config.tied:
+            self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype))
+
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """tokens: (T,) int32; (T, D) out."""
+        return jnp.take(self.embed[...], tokens, axis=0)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """x: (R, D) residual stream of the rows that want logits; (R, V) float32 out."""
+        h = rms_norm(x, self.norm[...], self.norm_eps)
+        if self.head is None:
+            return jnp.einsum("rd,vd->rv", h, self.embed[...], preferred_element_type=jnp.float32)
+        return jnp.einsum("rd,dv->rv", h, self.head[...], preferred_element_type=jnp.float32)
+
+
+def _value(param: nnx.Param | None) -> jax.Array | None:
+    return None if param is None else param[...]

@@ -1,0 +1,102 @@
+"""Llama: what its config.json says and which tensors its checkpoint holds. Imports no jax.
+
+Source: transformers 5.x `LlamaConfig`; tensor names are those of `LlamaForCausalLM`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .config_keys import refuse_unsupported, require
+from .rope import Rope
+from .weights import Weight, WeightTable
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything of config.json that changes the computation; equal configs share executables."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    max_position: int
+    rope: Rope
+    tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @staticmethod
+    def from_hf(raw: dict[str, Any]) -> Config:
+        """Parses config.json; raises ModelError for a missing key or one that this architecture would get wrong."""
+        refuse_unsupported(raw, "llama")
+        heads = require(raw, "num_attention_heads")
+        head_dim = raw.get("head_dim") or require(raw, "hidden_size") // heads
+        return Config(
+            vocab_size=require(raw, "vocab_size"),
+            hidden_size=require(raw, "hidden_size"),
+            intermediate_size=require(raw, "intermediate_size"),
+            num_layers=require(raw, "num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=raw.get("num_key_value_heads") or heads,
+            head_dim=head_dim,
+            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            max_position=int(raw.get("max_position_embeddings", 2048)),
+            rope=Rope.from_hf(raw, head_dim),
+            tied=bool(raw.get("tie_word_embeddings", False)),
+            attention_bias=bool(raw.get("attention_bias", False)),
+            mlp_bias=bool(raw.get("mlp_bias", False)),
+        )
+
+    @property
+    def query_width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    def weights(self) -> WeightTable:
+        """The graph's weights and the checkpoint tensors that each is made of, in the order of the computation."""
+        table = [Weight("embed", (self.vocab_size, self.hidden_size), ("model.embed_tokens.weight",))]
+        for layer in range(self.num_layers):
+            table += self._block(f"blocks.{layer}", f"model.layers.{layer}")
+        table.append(Weight("norm", (self.hidden_size,), ("model.norm.weight",)))
+        if not self.tied:
+            table.append(Weight("head", (self.hidden_size, self.vocab_size), ("lm_head.weight",), transposed=True))
+        # Exporters write a copy of the tied head, and buffers that older versions of transformers kept.
+        ignored = ("lm_head.weight",) if self.tied else ()
+        return WeightTable(tuple(table), ignored=(*ignored, "*.rotary_emb.inv_freq"))
+
+    def _block(self, to: str, source: str) -> list[Weight]:
+        d, f, q, kv = self.hidden_size, self.intermediate_size, self.query_width, self.kv_width
+        qkv = [f"{source}.self_attn.{part}_proj" for part in "qkv"]
+        gate_up = [f"{source}.mlp.{part}_proj" for part in ("gate", "up")]
+        o, down = f"{source}.self_attn.o_proj", f"{source}.mlp.down_proj"
+        block = [
+            Weight(f"{to}.input_norm", (d,), (f"{source}.input_layernorm.weight",)),
+            _matrix(f"{to}.qkv", d, qkv, (q, kv, kv)),
+            _matrix(f"{to}.o", q, [o], (d,)),
+            Weight(f"{to}.post_norm", (d,), (f"{source}.post_attention_layernorm.weight",)),
+            _matrix(f"{to}.gate_up", d, gate_up, (f, f)),
+            _matrix(f"{to}.down", f, [down], (d,)),
+        ]
+        if self.attention_bias:
+            block += [_bias(f"{to}.qkv_bias", qkv, (q, kv, kv)), _bias(f"{to}.o_bias", [o], (d,))]
+        if self.mlp_bias:
+            block += [_bias(f"{to}.gate_up_bias", gate_up, (f, f)), _bias(f"{to}.down_bias", [down], (d,))]
+        return block
+
+
+def _matrix(name: str, rows: int, modules: list[str], widths: tuple[int, ...]) -> Weight:
+    sources = tuple(f"{module}.weight" for module in modules)
+    return Weight(name, (rows, sum(widths)), sources, widths, transposed=True)
+
+
+def _bias(name: str, modules: list[str], widths: tuple[int, ...]) -> Weight:
+    return Weight(name, (sum(widths),), tuple(f"{module}.bias" for module in modules), widths)

@@ -1,0 +1,170 @@
+"""Rotary position embeddings: the kinds that checkpoints ask for, as data and as graph operations.
+
+Sources: RoPE arXiv:2104.09864; linear and dynamic NTK scaling as in transformers 5.x `modeling_rope_utils`;
+YaRN arXiv:2309.00071; llama3 scaling from the Llama 3.1 reference implementation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from .. import ModelError
+
+if TYPE_CHECKING:
+    import jax
+
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The rotary embedding of a checkpoint; `scale` is the factor on cos and sin (YaRN's attention factor)."""
+
+    dim: int
+    theta: float = 10000.0
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_max_position: int = 2048
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    scale: float = 1.0
+
+    @staticmethod
+    def from_hf(raw: dict[str, Any], head_dim: int) -> Rope:
+        """Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before); raises ModelError."""
+        given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind not in get_args(RopeKind):
+            raise ModelError(
+                f"rope type {kind!r} is not known",
+                f"Known ones: {', '.join(get_args(RopeKind))}. Check rope_scaling in config.json.",
+            )
+        theta = given.get("rope_theta", raw.get("rope_theta", 10000.0))
+        max_position = raw.get("max_position_embeddings", 2048)
+        try:
+            return _parse(kind, float(theta), given, head_dim, int(max_position))
+        except KeyError as missing:
+            raise ModelError(
+                f"rope type {kind!r} needs the key {missing}", "Complete rope_scaling in config.json."
+            ) from None
+
+
+def _parse(kind: RopeKind, theta: float, given: dict[str, Any], dim: int, max_position: int) -> Rope:
+    original = int(given.get("original_max_position_embeddings") or max_position)
+    if kind == "default":
+        return Rope(dim, theta)
+    factor = float(given["factor"])
+    if kind == "linear":
+        return Rope(dim, theta, kind, factor)
+    if kind == "dynamic":
+        return Rope(dim, theta, kind, factor, original_max_position=max_position)
+    if kind == "llama3":
+        original = int(given["original_max_position_embeddings"])
+        low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
+        return Rope(dim, theta, kind, factor, original, low, high)
+    return Rope(
+        dim,
+        theta,
+        kind,
+        factor,
+        original,
+        beta_fast=float(given.get("beta_fast") or 32),
+        beta_slow=float(given.get("beta_slow") or 1),
+        truncate=bool(given.get("truncate", True)),
+        scale=_yarn_scale(given, factor),
+    )
+
+
+def _yarn_scale(given: dict[str, Any], factor: float) -> float:
+    """YaRN's attention factor: given, from the two mscales (DeepSeek), or 0.1 ln(factor) + 1."""
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        return mscale(given["mscale"]) / mscale(given["mscale_all_dim"])
+    return mscale(1.0)
+
+
+def inverse_frequencies(rope: Rope) -> np.ndarray:
+    """The rotation per position of each pair, (dim / 2,) float32; for `dynamic`, that of short rows."""
+    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
+    plain = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
+    if rope.kind == "linear":
+        return plain / np.float32(rope.factor)
+    if rope.kind == "llama3":
+        return _llama3(rope, plain)
+    if rope.kind == "yarn":
+        return _yarn(rope, plain)
+    return plain
+
+
+def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
+    wavelength = 2 * math.pi / plain
+    slow = rope.original_max_position / rope.low_freq_factor
+    fast = rope.original_max_position / rope.high_freq_factor
+    blend = (rope.original_max_position / wavelength - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    medium = (1 - blend) * plain / rope.factor + blend * plain
+    scaled = np.where(wavelength > slow, plain / rope.factor, plain)
+    return np.where((wavelength >= fast) & (wavelength <= slow), medium, scaled).astype(np.float32)
+
+
+def _yarn(rope: Rope, plain: np.ndarray) -> np.ndarray:
+    def pair_of(rotations: float) -> float:
+        """The pair that makes this many rotations over the original context."""
+        return (rope.dim * math.log(rope.original_max_position / (rotations * 2 * math.pi))) / (
+            2 * math.log(rope.theta)
+        )
+
+    low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    span = (high - low) or 0.001
+    ramp = np.clip((np.arange(rope.dim // 2, dtype=np.float32) - low) / span, 0, 1)
+    return (plain / rope.factor * ramp + plain * (1 - ramp)).astype(np.float32)
+
+
+def rope_tables(rope: Rope, positions: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the tokens' rotations.
+
+    positions: (T,) int32
+    lengths:   (T,) int32, length of each token's row after this step; only `dynamic` looks at it: as in transformers,
+               the base grows once a row is longer than the original context, for the tokens computed then
+    Returns two (T, dim / 2) float32 arrays.
+    """
+    import jax.numpy as jnp
+
+    frequencies = jnp.asarray(inverse_frequencies(rope))[None, :]
+    if rope.kind == "dynamic":
+        limit = rope.original_max_position
+        grown = jnp.maximum(lengths, limit).astype(jnp.float32)
+        growth = rope.factor * grown / limit - (rope.factor - 1)
+        theta = rope.theta * growth ** (rope.dim / (rope.dim - 2))
+        exponents = jnp.arange(0, rope.dim, 2, dtype=jnp.float32) / rope.dim
+        frequencies = 1.0 / theta[:, None] ** exponents[None, :]
+    angles = positions.astype(jnp.float32)[:, None] * frequencies
+    return jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates the two halves of each head (the NeoX order that HF checkpoints use).
+
+    x: (T, heads, dim); cos, sin: (T, dim / 2). Same shape and dtype out.
+    """
+    import jax.numpy as jnp
+
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
