@@ -1,0 +1,42 @@
+"""Where artifacts are kept, how many bytes they may take, and what a hit and a miss mean."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ByteSize
+
+from .fields import Section, setting
+
+CachePolicy = Literal["on", "off", "readonly", "redo", "require"]
+
+
+def _positive(size: ByteSize) -> ByteSize:
+    if size <= 0:
+        raise ValueError("must be more than 0 bytes, such as 20GB")
+    return size
+
+
+class CacheConfig(Section):
+    """The store of compiled artifacts and prepared weights."""
+
+    cache_dir: Path | None = setting(None, compiles=False, environment="MODULAR_CACHE_DIR")
+    """Folder of compiled artifacts and prepared weights [default: $XDG_CACHE_HOME/max or ~/.cache/max]."""
+
+    cache_policy: CachePolicy = setting("on", compiles=False)
+    """on: use and fill the cache; off: neither; readonly: use only; redo: rebuild and replace; require: fail on a miss,
+    naming what differs."""
+
+    max_cache_size: Annotated[ByteSize, AfterValidator(_positive)] = setting(ByteSize(50 * 10**9), compiles=False)
+    """Bytes the cache may take, prepared weights included, such as 20GB; the least recently used go first."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder in force: `cache_dir`, else $MODULAR_CACHE_DIR, else $XDG_CACHE_HOME/max, else ~/.cache/max."""
+        if self.cache_dir is not None:
+            return self.cache_dir.expanduser().absolute()
+        if named := os.environ.get("MODULAR_CACHE_DIR"):
+            return Path(named).expanduser().absolute()
+        if base := os.environ.get("XDG_CACHE_HOME"):
+            return Path(base).expanduser().absolute() / "max"
+        return Path("~/.cache/max").expanduser().absolute()
