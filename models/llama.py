@@ -62,9 +62,8 @@ class Llama(nnx.Module):
         self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
         self.blocks = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
         self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
-        self.head = None
-        if not config.tied:
-            self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype))
+        # One assignment: nnx settles at the first one whether an attribute is data.
+        self.head = None if config.tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype))
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """tokens: (T,) int32; (T, D) out."""
