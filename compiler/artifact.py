@@ -1,0 +1,245 @@
+"""From a module of graphs to a MEF: runs the stages, compiles in parallel, and writes every section."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..cache import mef
+from ..cache.key import toolchain
+from . import merge, probe, segments, xla
+from .dump import Dump
+from .graph import Graph, Module, TensorType
+from .target import Target
+
+if TYPE_CHECKING:
+    from jaxlib.mlir import ir
+
+Progress = Callable[[str, str, int, int], None]
+"""Called with the phase, the item just finished, and how many of how many are done."""
+
+
+def _silent(phase: str, item: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass
+class Summary:
+    """What a compilation did. Seconds by phase: trace, merge, compile, write."""
+
+    artifact_id: str = ""
+    graphs: int = 0
+    executables: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Options:
+    """How to compile. `facts` are written into the manifest for the runtime, `weights` is a WeightTable as JSON."""
+
+    use_subgraphs: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Any] | None = None
+    dump: Dump = field(default_factory=Dump)
+    progress: Progress = _silent
+
+
+def compile_module(module: Module, target: Target, writer: mef.MefWriter, options: Options | None = None) -> Summary:
+    """Compiles all graphs of a module for a target and writes the artifact; raises CompileError."""
+    options = options or Options()
+    return _Compilation(module, target, options).run(writer)
+
+
+class _Compilation:
+    """One run through the stages; each method is a stage and leaves its result for the next."""
+
+    def __init__(self, module: Module, target: Target, options: Options) -> None:
+        self.module, self.target, self.options, self.dump = module, target, options, options.dump
+        self.summary = Summary(graphs=len(module.graphs))
+        self.lowered: dict[str, xla.Lowered] = {}
+        self.compiled: dict[str, xla.Compiled] = {}
+
+    def run(self, writer: mef.MefWriter) -> Summary:
+        self._timed("trace", self._lower)
+        merged = self._timed("merge", self._merge)
+        plan = segments.split(merged, _donated(self.module), use_subgraphs=self.options.use_subgraphs)
+        self.summary.executables = len(plan.aliases)
+        self._timed("compile", lambda: self._compile(merged, plan))
+        self._timed("write", lambda: self._write(writer, merged, plan))
+        self.dump.finish()
+        return self.summary
+
+    def _timed[T](self, phase: str, stage: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = stage()
+        self.summary.seconds[phase] = time.perf_counter() - started
+        return result
+
+    def _lower(self) -> None:
+        for done, (name, graph) in enumerate(self.module.graphs.items(), 1):
+            started = time.perf_counter()
+            self.lowered[name] = xla.lower(graph, self.target.platform)
+            seconds = time.perf_counter() - started
+            self.dump.write(name, "1.jaxpr", self.lowered[name].jaxpr, seconds)
+            if self.dump.enabled:
+                self.dump.write(name, "2.stablehlo.mlir", _text(self.lowered[name].stablehlo), seconds)
+            self.options.progress("trace", name, done, len(self.module.graphs))
+
+    def _merge(self) -> ir.Module:
+        merged = merge.merge(self.module.name, {name: low.stablehlo for name, low in self.lowered.items()})
+        self.dump.write(self.module.name, "3.mlir", str(merged))
+        return merged
+
+    def _compile(self, merged: ir.Module, plan: segments.Segments) -> None:
+        # MLIR's Python objects are used by this thread only; the workers see bytes, and XLA releases the GIL.
+        sources = {
+            name: xla.bytecode(segments.extract(merged, name, aliases)) for name, aliases in plan.aliases.items()
+        }
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="compile") as pool:
+            jobs = {name: pool.submit(self._compile_one, name, source) for name, source in sources.items()}
+            for done, (name, job) in enumerate(jobs.items(), 1):
+                self.compiled[name] = job.result()
+                self.options.progress("compile", name, done, len(jobs))
+
+    def _compile_one(self, name: str, bytecode: bytes) -> xla.Compiled:
+        started = time.perf_counter()
+        with self.dump.code(name) as folder:
+            compiled = xla.compile_stablehlo(bytecode, name, folder)
+        self.dump.write(name, "5.optimized.hlo", compiled.optimized_hlo, time.perf_counter() - started)
+        return compiled
+
+    def _write(self, writer: mef.MefWriter, merged: ir.Module, plan: segments.Segments) -> None:
+        target = self.target.name
+        types = _executable_types(merged, plan)
+        writer.add_json(mef.MANIFEST, "", self._manifest(plan, types))
+        writer.add_json(mef.COMPAT, "", self._compat())
+        writer.add(mef.MODULE, self.module.name, xla.portable_bytecode(merged))
+        for name, lowered in self.lowered.items():
+            writer.add(mef.JAXPR, name, lowered.jaxpr.encode())
+        signatures = {
+            name: {"arguments": _json_types(arguments), "results": _json_types(results), "aliases": plan.aliases[name]}
+            for name, (arguments, results) in types.items()
+        }
+        writer.add_json(mef.SIGNATURES, "", signatures)
+        if self.options.weights is not None:
+            writer.add_json(mef.WEIGHTS, "", self.options.weights)
+        writer.add_json(mef.CUSTOM_CALLS, "", sorted(set(re.findall(r"custom_call @([\w.$-]+)", str(merged)))))
+        writer.add_json(mef.MEMORY, "", {name: compiled.memory for name, compiled in self.compiled.items()})
+        cost = {name: [int(c.flops), int(c.bytes_accessed)] for name, c in self.compiled.items()}
+        writer.add_json(mef.COST, "", {name: {"flops": f, "bytes": b} for name, (f, b) in cost.items()})
+        writer.add_json(mef.PROBE, "", self._probe(types))
+        for name, compiled in self.compiled.items():
+            writer.add(mef.NATIVE, name, compiled.executable, target=target, codec="none")
+        writer.add_json(mef.PROVENANCE, "", self._provenance())
+        self.summary.artifact_id = writer.finish()
+
+    def _manifest(self, plan: segments.Segments, types: dict[str, Types]) -> dict[str, Any]:
+        graphs = {}
+        for name, graph in self.module.graphs.items():
+            steps = plan.plans[name]
+            values = [str(argument.type) for argument in graph.arguments]
+            for call in steps.calls:
+                values += [str(type) for type in types[call.executable][1]]
+            outputs = [_parse_type(values[value]) for value in steps.outputs[: len(steps.outputs) - len(graph.state)]]
+            graphs[name] = {
+                "arguments": [
+                    {"name": argument.name, "role": argument.role, **_json_types([argument.type])[0]}
+                    for argument in graph.arguments
+                ],
+                "outputs": [
+                    {"name": _output_name(graph, i), **row} for i, row in enumerate(_json_types(outputs))
+                ],
+                "calls": [[call.executable, list(call.arguments), list(call.results)] for call in steps.calls],
+                "returns": list(steps.outputs),
+            }
+        return {"name": self.module.name, "target": self.target.name, "graphs": graphs, "facts": self.options.facts}
+
+    def _compat(self) -> dict[str, Any]:
+        return {
+            "platform": self.target.platform,
+            "requires": list(self.target.features),
+            "machine": xla.machine(),
+            "jaxlib": toolchain()["jaxlib"],
+        }
+
+    def _probe(self, types: dict[str, Types]) -> dict[str, Any]:
+        """Expected results of the smallest executables, taken from what was just compiled."""
+        chosen = sorted(types, key=lambda name: sum(type.nbytes for type in types[name][0]))[:8]
+        results = {}
+        for name in filter(lambda name: probe.fits(types[name][0]), chosen):
+            executable = xla.load_executable(self.compiled[name].executable)
+            results[name] = probe.run(executable, name, types[name][0])
+        return {"tolerance": probe.TOLERANCE, "results": results}
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "project": __version__,
+            "toolchain": toolchain(),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+            "seconds": {phase: f"{seconds:.3f}" for phase, seconds in self.summary.seconds.items()},
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+
+Types = tuple[list[TensorType], list[TensorType]]
+
+
+def _donated(module: Module) -> dict[str, list[int]]:
+    return {
+        name: [i for i, argument in enumerate(graph.arguments) if argument.role == "state"]
+        for name, graph in module.graphs.items()
+    }
+
+
+def _executable_types(merged: ir.Module, plan: segments.Segments) -> dict[str, Types]:
+    """Argument and result types of every executable, from the functions' MLIR types."""
+    found = {}
+    for op in merged.body.operations:
+        name = merge.symbol_name(op)
+        if name in plan.aliases:
+            block = op.operation.regions[0].blocks[0]
+            results = [operand.type for operand in block.operations[-1].operation.operands]
+            found[name] = (
+                [_mlir_type(argument.type) for argument in block.arguments],
+                [_mlir_type(type) for type in results],
+            )
+    return found
+
+
+_DTYPES = {"f": "float", "i": "int", "ui": "uint", "bf": "bfloat"}
+
+
+def _mlir_type(type: ir.Type) -> TensorType:
+    """`tensor<4x8xf32>` as TensorType("float32", (4, 8))."""
+    *shape, element = str(type).removeprefix("tensor<").removesuffix(">").split("x")
+    kind, bits = re.fullmatch(r"([a-z]+)(\d+)", element).groups()  # type: ignore[union-attr]
+    dtype = "bool" if element == "i1" else f"{_DTYPES[kind]}{bits}"
+    return TensorType(dtype, tuple(map(int, shape)))
+
+
+def _parse_type(text: str) -> TensorType:
+    dtype, _, shape = text.rstrip("]").partition("[")
+    return TensorType(dtype, tuple(int(size) for size in shape.split(",") if size))
+
+
+def _json_types(types: list[TensorType]) -> list[dict[str, Any]]:
+    return [{"dtype": type.dtype, "shape": list(type.shape)} for type in types]
+
+
+def _output_name(graph: Graph, index: int) -> str:
+    return graph.output_names[index] if index < len(graph.output_names) else f"output{index}"
+
+
+def _text(bytecode: bytes) -> str:
+    from jaxlib.mlir import ir
+
+    with xla.mlir_context():
+        return str(ir.Module.parse(bytecode))

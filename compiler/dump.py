@@ -1,0 +1,113 @@
+"""IR dumps for compiler engineers: every stage of every graph as a readable file, with an index.
+
+Asked for with MODULAR_DEBUG=ir-output-dir=DIR, with `ir-output-dir` under [max-debug] in $MODULAR_HOME/modular.cfg, or
+with `InferenceSession.debug.ir_output_dir`.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_KNOWN_OPTIONS = frozenset({"ir-output-dir"})
+
+
+def dump_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where dumps are wanted, or None. The environment wins over the file; unknown options are warned about."""
+    for part in filter(None, environ.get("MODULAR_DEBUG", "").split(",")):
+        name, _, value = part.partition("=")
+        if name not in _KNOWN_OPTIONS:
+            logger.warning("MODULAR_DEBUG: unknown option %r; ignoring", name)
+        elif value:
+            return Path(value)
+    home = environ.get("MODULAR_HOME")
+    if not home:
+        return None
+    config = configparser.ConfigParser()
+    try:
+        config.read(Path(home) / "modular.cfg")
+    except configparser.Error as error:
+        logger.warning("cannot read %s/modular.cfg: %s", home, error)
+    folder = config.get("max-debug", "ir-output-dir", fallback="")
+    return Path(folder) if folder else None
+
+
+@dataclass
+class Dump:
+    """Writes stages to a folder, or nothing at all when `folder` is None."""
+
+    folder: Path | None = None
+    _entries: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def enabled(self) -> bool:
+        return self.folder is not None
+
+    def write(self, name: str, stage: str, text: str, seconds: float = 0.0) -> None:
+        """Writes `<name>.<stage>`, for example `step_t8_r8.2.stablehlo.mlir`."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.{stage}"
+        path.write_text(text)
+        self._entries.append(
+            {"file": path.name, "graph": name, "stage": stage, "bytes": len(text), "seconds": round(seconds, 4)}
+        )
+
+    def finish(self) -> None:
+        """Writes index.json and says where everything is."""
+        if self.folder is None:
+            return
+        entries = sorted(self._entries, key=lambda entry: str(entry["file"]))
+        (self.folder / "index.json").write_text(json.dumps(entries, indent=1) + "\n")
+        total = sum(int(str(entry["bytes"])) for entry in entries)
+        logger.warning("wrote %d IR files, %.1f MB, to %s", len(entries), total / 1e6, self.folder)
+
+    @contextmanager
+    def code(self, name: str) -> Iterator[str | None]:
+        """Gives a folder for XLA's own dump of one executable, and keeps stages 4 and 6 of it."""
+        if self.folder is None:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="max-xla-dump-") as folder:
+            yield folder
+            before = sorted(Path(folder).glob("*.before_optimizations.txt"))
+            self.write(name, "4.hlo", before[0].read_text() if before else "")
+            self.write(name, "6.ll", _llvm_ir(Path(folder)))
+            assembly = _assembly(Path(folder))
+            if assembly:
+                self.write(name, "6.asm", assembly)
+
+
+def _llvm_ir(folder: Path) -> str:
+    """The optimized LLVM IR of every kernel, one after another."""
+    kernels = sorted(folder.glob("*.ir-with-opt.ll"))
+    texts = [f"; kernel {_kernel_name(path)}\n{path.read_text()}" for path in kernels]
+    return "\n".join(texts) or "; no kernel was generated: this executable only calls library routines\n"
+
+
+def _assembly(folder: Path) -> str:
+    """The disassembled kernels, where a disassembler is installed."""
+    tool = shutil.which("objdump") or shutil.which("llvm-objdump")
+    objects = sorted(folder.glob("*.o"))
+    if tool is None or not objects:
+        return ""
+    command = [tool, "-d", "--no-show-raw-insn", *map(str, objects)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return listing.replace(f"{folder}/", "")
+
+
+def _kernel_name(path: Path) -> str:
+    return re.sub(r"^module_\d+\.[^.]*\.", "", path.name).removesuffix(".ir-with-opt.ll")

@@ -1,0 +1,307 @@
+"""The adapter to XLA: the only file that touches private names of jax and jaxlib.
+
+Loading and calling executables needs jaxlib alone (0.1 s to import); jax itself is imported by the functions that trace
+and lower. tests/unit/compiler/test_xla.py pins every private name that is used here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .. import CacheError, CompileError
+from .counters import COUNTERS
+
+if TYPE_CHECKING:
+    from jaxlib.mlir import ir
+
+    from .graph import Graph
+
+logger = logging.getLogger(__name__)
+
+Buffer = Any
+"""An array on a device (jaxlib's ArrayImpl), as executables take and return them."""
+
+
+@functools.cache
+def _jaxlib() -> Any:
+    """jaxlib's extension module; its C++ INFO lines would otherwise appear on the stderr of every start."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxlib import xla_client
+
+    return xla_client
+
+
+class _Host(NamedTuple):
+    client: Any
+    device: Any
+    devices: Any
+    sharding: Any
+
+
+@functools.cache
+def _host() -> _Host:
+    """The CPU client of this process."""
+    xla_client = _jaxlib()
+    client = xla_client.make_cpu_client(asynchronous=True)
+    device = client.local_devices()[0]
+    return _Host(
+        client, device, xla_client.DeviceList((device,)), xla_client._xla.SingleDeviceSharding(device)
+    )
+
+
+def start_client() -> None:
+    """Creates the client now, so that a caller may overlap it with reading files."""
+    _host()
+
+
+# --- buffers -------------------------------------------------------------------------------------------------------
+
+
+class _Aval:
+    """What `batched_device_put` asks of an abstract value."""
+
+    __slots__ = ("dtype", "shape", "weak_type")
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.shape, self.dtype, self.weak_type = array.shape, array.dtype, False
+
+
+def put(array: np.ndarray) -> Buffer:
+    """The array as a buffer of the CPU client, without a copy when it starts at a 64-byte boundary.
+
+    The buffer keeps the array alive; the array must not be written to until every call that reads it has finished.
+    """
+    host = _host()
+    return _jaxlib()._xla.batched_device_put(
+        _Aval(array), host.sharding, [array], [host.device], True, False, enable_x64=True
+    )
+
+
+class _DLPack:
+    """A DLPack capsule in the form that `np.from_dlpack` takes."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU, device 0
+
+
+def fetch(buffer: Buffer) -> np.ndarray:
+    """Waits for the buffer and returns it as a read-only array that shares its memory."""
+    xla = _jaxlib()._xla
+    xla.batched_block_until_ready([buffer])
+    return np.from_dlpack(_DLPack(xla.buffer_to_dlpack_managed_tensor(buffer)))
+
+
+def wait(buffers: Sequence[Buffer]) -> None:
+    """Returns when all buffers have been computed."""
+    _jaxlib()._xla.batched_block_until_ready(list(buffers))
+
+
+def address(buffer: Buffer) -> int:
+    """Where the buffer's memory starts: equal for a donated argument and the result that took its place."""
+    return buffer.unsafe_buffer_pointer()
+
+
+# --- executables ---------------------------------------------------------------------------------------------------
+
+
+class Executable:
+    """A loaded executable. Calls are not checked here: PJRT compares byte sizes only, `runtime.Model` checks types."""
+
+    def __init__(self, loaded: Any) -> None:
+        self._loaded = loaded
+
+    def __call__(self, arguments: list[Buffer]) -> list[Buffer]:
+        results = self._loaded.execute_sharded(arguments).disassemble_into_single_device_arrays()
+        return [result[0] for result in results]
+
+    def hlo(self) -> str:
+        """The optimized HLO as text."""
+        return self._loaded.hlo_modules()[0].to_string()
+
+
+def load_executable(data: bytes) -> Executable:
+    """Loads PJRT bytes whose hash has been checked; raises CacheError when PJRT refuses them."""
+    host = _host()
+    try:
+        loaded = host.client.deserialize_executable(data, host.devices, None)
+    except _jaxlib()._xla.JaxRuntimeError as error:
+        raise CacheError(f"an executable cannot be loaded: {error}", "It will be compiled anew.") from error
+    COUNTERS.loaded += 1
+    return Executable(loaded)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one compilation gives; bytes of memory are the device's."""
+
+    executable: bytes
+    flops: float
+    bytes_accessed: float
+    memory: dict[str, int]
+    optimized_hlo: str
+
+
+def compile_stablehlo(module: bytes, name: str, dump_to: str | None = None) -> Compiled:
+    """Compiles StableHLO bytecode for the host CPU; XLA's own dumps go to `dump_to`. Raises CompileError.
+
+    Releases the GIL while it compiles.
+    """
+    xla_client, host = _jaxlib(), _host()
+    options = xla_client.CompileOptions()
+    if dump_to:
+        options.env_option_overrides = [
+            ("xla_dump_to", dump_to),
+            ("xla_dump_hlo_as_text", True),
+            # LLVM IR only: XLA writes the emitters' own MLIR passes from several threads at once and crashes.
+            ("xla_dump_emitter_re", "llvm"),
+        ]
+    try:
+        loaded = host.client.compile_and_load(module, host.devices, options)
+    except xla_client._xla.JaxRuntimeError as error:
+        raise CompileError(
+            f"XLA cannot compile {name}: {error}", "Read its StableHLO with MODULAR_DEBUG=ir-output-dir=DIR."
+        ) from error
+    COUNTERS.compiled += 1
+    cost = loaded.cost_analysis()
+    stats = loaded.get_compiled_memory_stats()
+    memory = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "temporary": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    return Compiled(
+        loaded.serialize(),
+        float(cost.get("flops", 0.0)),
+        float(cost.get("bytes accessed", 0.0)),
+        memory,
+        loaded.hlo_modules()[0].to_string(),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """The machine that XLA:CPU compiles for here: LLVM's triple, CPU name and feature list."""
+    topology = _jaxlib()._xla.get_topology_for_devices(list(_host().client.local_devices()))
+    return _parse_machine(topology.serialize())
+
+
+def _parse_machine(proto: bytes) -> dict[str, Any]:
+    """Reads xla.CpuTopologyProto's machine options: field 9 of the topology is an Any; in its value, field 5."""
+    options = _field(_field(_field(proto, 9), 2), 5)
+    triple, cpu, features = (_field(options, number).decode() for number in (1, 2, 3))
+    return {"triple": triple, "cpu": cpu, "features": sorted(features.split(","))}
+
+
+def _field(message: bytes, wanted: int) -> bytes:
+    """The first length-delimited field with this number in a protobuf message."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        if tag & 7 == 0:
+            _, at = _varint(message, at)
+            continue
+        if tag & 7 == 1:
+            at += 8
+            continue
+        length, at = _varint(message, at)
+        if tag >> 3 == wanted:
+            return message[at : at + length]
+        at += length
+    raise CompileError(f"jaxlib's topology has no field {wanted}", "This jaxlib is not the one the project pins.")
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+# --- tracing and MLIR ----------------------------------------------------------------------------------------------
+
+
+class Lowered(NamedTuple):
+    """Stages 1 and 2 of a graph."""
+
+    jaxpr: str
+    stablehlo: bytes
+
+
+def lower(graph: Graph, platform: str) -> Lowered:
+    """Traces a graph and lowers it to StableHLO bytecode with one public function, `main`. Needs no device.
+
+    Raises whatever `graph.forward` raises, and CompileError for outputs that do not fit the graph's state.
+    """
+    import jax
+    from jax._src.interpreters import mlir
+
+    arguments = graph.arguments
+    shapes = [jax.ShapeDtypeStruct(argument.type.shape, argument.type.dtype) for argument in arguments]
+    donated = [i for i, argument in enumerate(arguments) if argument.role == "state"]
+    traced = jax.jit(_named(graph.call_flat, graph.name), keep_unused=True, donate_argnums=donated).trace(*shapes)
+    COUNTERS.traced += 1
+    lowered = traced.lower(lowering_platforms=(platform,))
+    return Lowered(str(traced.jaxpr), mlir.module_to_bytecode(lowered.compiler_ir("stablehlo")))
+
+
+def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    call.__name__ = name
+    return call
+
+
+def mlir_context() -> ir.Context:
+    """An MLIR context with the dialects of JAX and with StableHLO's passes registered."""
+    from jax._src.interpreters import mlir
+    from jaxlib.mlir.dialects import stablehlo  # noqa: F401  registers the dialect's Python classes
+
+    return mlir.make_ir_context()
+
+
+def bytecode(module: ir.Module) -> bytes:
+    """The module as plain MLIR bytecode, for this release only."""
+    from jax._src.interpreters import mlir
+
+    return mlir.module_to_bytecode(module)
+
+
+def portable_bytecode(module: ir.Module) -> bytes:
+    """The module as StableHLO portable bytecode, readable by releases of twelve weeks before and all after."""
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import stablehlo
+
+    with module.context:
+        copy = ir.Module.parse(bytecode(module))  # serializing turns the module itself into the versioned dialect
+    window = stablehlo.StablehloCompatibilityRequirement.WEEK_12
+    return stablehlo.serialize_portable_artifact(
+        copy, stablehlo.get_version_from_compatibility_requirement(window)
+    )
+
+
+def from_portable_bytecode(data: bytes) -> str:
+    """The text of a module kept as portable bytecode. Imports jaxlib's MLIR, not jax."""
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import stablehlo
+
+    with ir.Context() as context:
+        stablehlo.register_dialect(context)
+        return str(stablehlo.deserialize_portable_artifact(context, data))

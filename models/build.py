@@ -1,0 +1,35 @@
+"""From an architecture's config and the pipeline's sizes to a module of graphs. Imported on a cache miss only."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from flax import nnx
+
+from ..compiler import Module
+from . import llama
+from .limits import Limits
+from .sampler import add_samplers
+from .text_graphs import DecoderConfig, StepBuilder
+
+_DECODERS: dict[str, tuple[ModuleType, str]] = {"LlamaForCausalLM": (llama, "Llama")}
+
+
+def build_text_pipeline(architecture: str, config: Any, limits: Limits) -> Module:
+    """The steps of every token bucket and the samplers of every row bucket, for a decoder of this architecture."""
+    file, class_name = _DECODERS[architecture]
+    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0)))
+    module = Module(architecture)
+    builder = StepBuilder(decoder, _checked(config), limits)
+    for tokens in limits.token_buckets:
+        for rows in limits.logit_rows(tokens):
+            builder.add(module, tokens, rows)
+    for rows in limits.row_buckets:
+        add_samplers(module, rows, config.vocab_size, limits.max_batch)
+    return module
+
+
+def _checked(config: DecoderConfig) -> DecoderConfig:
+    """Gives the config its static type."""
+    return config

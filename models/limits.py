@@ -1,0 +1,79 @@
+"""The sizes that a text pipeline is compiled for: constants of its graphs and factors of its key. Imports no jax."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_POOL_BYTES = 256 << 20  # pages of the default pool on CPU, unless one row of full length needs more
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All counts are per engine; page 0 belongs to no row and takes the writes of padding tokens.
+
+    token_buckets: tokens per step, ascending; the last one is the largest prefill chunk
+    """
+
+    max_length: int
+    max_batch: int
+    page_tokens: int
+    num_pages: int
+    token_buckets: tuple[int, ...]
+
+    @property
+    def max_pages(self) -> int:
+        """Pages of one row of full length."""
+        return -(-self.max_length // self.page_tokens)
+
+    def logit_rows(self, tokens: int) -> tuple[int, ...]:
+        """How many rows of logits a step of this many tokens can give: lone prompts should not pay for a full batch."""
+        return (tokens,) if tokens <= self.max_batch else (1, self.max_batch)
+
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Every number of rows that some step gives to the samplers, ascending."""
+        return tuple(sorted({rows for tokens in self.token_buckets for rows in self.logit_rows(tokens)}))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Limits:
+        return Limits(**{**value, "token_buckets": tuple(value["token_buckets"])})
+
+
+def choose_limits(
+    *,
+    max_length: int,
+    max_batch: int,
+    page_tokens: int,
+    max_step_tokens: int,
+    page_bytes: int,
+    total_tokens: int | None = None,
+) -> Limits:
+    """Sizes the pool and the buckets.
+
+    page_bytes:   bytes of one page over all layers
+    total_tokens: tokens that the pool must hold; by default what 256 MiB hold, but at least one row of full length
+                  and at most a full batch of such rows. Rounded up to a power of two of pages.
+    """
+    row_pages = -(-max_length // page_tokens)
+    if total_tokens is None:
+        wanted = min(max(_POOL_BYTES // page_bytes, row_pages), row_pages * max_batch)
+    else:
+        wanted = max(-(-total_tokens // page_tokens), row_pages)
+    pages = 1
+    while pages < wanted:
+        pages *= 2
+    # A power of two may overshoot what a full batch can ever use.
+    pages = min(pages, row_pages * max_batch) if total_tokens is None else pages
+    return Limits(max_length, max_batch, page_tokens, pages + 1, _buckets(min(max_step_tokens, max_length), max_batch))
+
+
+def _buckets(largest: int, max_batch: int) -> tuple[int, ...]:
+    """Powers of two up to the first that holds both a full chunk and a full decode batch."""
+    buckets = [1]
+    while buckets[-1] < max(largest, max_batch):
+        buckets.append(buckets[-1] * 2)
+    return tuple(buckets)

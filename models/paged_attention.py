@@ -1,0 +1,132 @@
+"""Ragged paged attention in plain XLA: one formulation for prefill, chunked prefill, decode and mixed batches.
+
+The tokens of a step lie row after row. They are cut into tiles of one row each; every tile visits only the pages that it
+can see, with an online softmax, so that the work follows the real lengths and nothing of the size of the context is
+ever gathered. Sources: PagedAttention, arXiv:2309.06180; online softmax, arXiv:1805.02867.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_TILES_PER_STEP = 8  # a long prompt makes this many tiles: few enough to be efficient, small enough for lone decodes
+_MAX_UPDATES = 16
+
+
+class Tiles(NamedTuple):
+    """The tiles of a step: first tokens (W,) int32 in ascending order, and how many there are, () int32."""
+
+    starts: jax.Array
+    count: jax.Array
+
+
+def tile_tokens(num_tokens: int) -> int:
+    """The tokens per tile of a step of `num_tokens`."""
+    return max(1, num_tokens // _TILES_PER_STEP)
+
+
+def make_tiles(rows: jax.Array, max_rows: int) -> Tiles:
+    """Cuts a step into tiles. rows: (T,) int32 row of each token, equal ones adjacent, -1 for padding at the end."""
+    # All pairs compared: trivial next to the step's matrices, and compiled five times faster than scans and nonzero.
+    tokens = rows.shape[0]
+    size = tile_tokens(tokens)
+    index = jnp.arange(tokens, dtype=jnp.int32)
+    same_row = rows[:, None] == rows[None, :]
+    row_start = jnp.min(jnp.where(same_row, index[None, :], tokens), axis=1)
+    is_start = ((index - row_start) % size == 0) & (rows >= 0)
+    rank = jnp.sum(jnp.where(index[None, :] < index[:, None], is_start[None, :], False), axis=1, dtype=jnp.int32)
+    tile = jnp.arange(min(tokens, tokens // size + max_rows), dtype=jnp.int32)
+    chosen = is_start[None, :] & (rank[None, :] == tile[:, None])
+    starts = jnp.sum(jnp.where(chosen, index[None, :], 0), axis=1, dtype=jnp.int32)
+    return Tiles(starts, jnp.sum(is_start, dtype=jnp.int32))
+
+
+def write_pages(pages: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
+    """Puts this step's keys and values into their slots.
+
+    pages: (P, 2, K, page_tokens, H), donated
+    k, v:  (T, K, H)
+    slots: (T,) int32 = page * page_tokens + offset; padding tokens write to page 0, which belongs to no row
+    """
+    page, offset = slots // pages.shape[3], slots % pages.shape[3]
+    kv = jnp.stack([k, v], axis=1).astype(pages.dtype)
+    if k.shape[0] > _MAX_UPDATES:
+        return pages.at[page, :, :, offset].set(kv, mode="promise_in_bounds")
+    # XLA:CPU turns a scatter of few rows into an update that reads what it overwrites, and so copies all pages first.
+    for i in range(k.shape[0]):
+        pages = lax.dynamic_update_slice(pages, kv[i][None, :, :, None], (page[i], 0, 0, offset[i], 0))
+    return pages
+
+
+def paged_attention(
+    q: jax.Array,
+    pages: jax.Array,
+    page_table: jax.Array,
+    rows: jax.Array,
+    positions: jax.Array,
+    tiles: Tiles,
+) -> jax.Array:
+    """Causal attention of each token over the pages of its row.
+
+    q:          (T, N, H), rotated
+    pages:      (P, 2, K, page_tokens, H), this step's keys and values included
+    page_table: (B, max_pages) int32
+    rows, positions: (T,) int32
+    Returns (T, N * H) in q's dtype; what padding tokens get is unspecified.
+    """
+    tokens, heads, head_dim = q.shape
+    kv_heads = pages.shape[2]
+    size = tile_tokens(tokens)
+    grouped = (q.astype(jnp.float32) * head_dim**-0.5).reshape(tokens, kv_heads, heads // kv_heads, head_dim)
+    grouped = jnp.pad(grouped, ((0, size), (0, 0), (0, 0), (0, 0)))
+    rows = jnp.pad(rows, (0, size), constant_values=-1)
+    positions = jnp.pad(positions, (0, size))
+
+    def attend_tile(i: jax.Array, out: jax.Array) -> jax.Array:
+        start = tiles.starts[i]
+        row = rows[start]
+        mine = lax.dynamic_slice(rows, (start,), (size,)) == row
+        position = jnp.where(mine, lax.dynamic_slice(positions, (start,), (size,)), -1)
+        tile_q = lax.dynamic_slice(grouped, (start, 0, 0, 0), (size, *grouped.shape[1:]))
+        attended = _attend_pages(tile_q, position, pages, page_table[jnp.maximum(row, 0)])
+        # What lies behind the row's last token is overwritten by the next tile, which starts right there.
+        return lax.dynamic_update_slice(out, attended, (start, 0))
+
+    out = jnp.zeros((tokens + size, heads * head_dim), jnp.float32)
+    return lax.fori_loop(0, tiles.count, attend_tile, out)[:tokens].astype(q.dtype)
+
+
+def _attend_pages(q: jax.Array, position: jax.Array, pages: jax.Array, table: jax.Array) -> jax.Array:
+    """One tile over one row's pages. q: (t, K, G, H); position: (t,), -1 to see nothing; table: (max_pages,)."""
+    size, kv_heads, group, head_dim = q.shape
+    page_tokens = pages.shape[3]
+    q = q.transpose(1, 2, 0, 3).reshape(kv_heads, group * size, head_dim)
+    limit = jnp.tile(position, group)
+    num_pages = jnp.max(position) // page_tokens + 1
+
+    def visit(p: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        peak, total, acc = carry
+        page = lax.dynamic_index_in_dim(pages, table[p], keepdims=False).astype(jnp.float32)
+        scores = jnp.einsum("kmh,ksh->kms", q, page[0])
+        seen = p * page_tokens + jnp.arange(page_tokens, dtype=jnp.int32)[None, :] <= limit[:, None]
+        scores = jnp.where(seen[None], scores, -jnp.inf)
+        # -1e30 instead of -inf: a query that sees nothing must not make inf - inf.
+        new_peak = jnp.maximum(peak, jnp.maximum(jnp.max(scores, axis=-1), -1e30))
+        weights = jnp.exp(scores - new_peak[..., None])
+        shrink = jnp.exp(peak - new_peak)
+        total = total * shrink + jnp.sum(weights, axis=-1)
+        acc = acc * shrink[..., None] + jnp.einsum("kms,ksh->kmh", weights, page[1])
+        return new_peak, total, acc
+
+    start = (
+        jnp.full(q.shape[:2], -1e30, jnp.float32),
+        jnp.zeros(q.shape[:2], jnp.float32),
+        jnp.zeros(q.shape, jnp.float32),
+    )
+    _, total, acc = lax.fori_loop(0, num_pages, visit, start)
+    out = acc / jnp.maximum(total, 1e-30)[..., None]
+    return out.reshape(kv_heads, group, size, head_dim).transpose(2, 0, 1, 3).reshape(size, -1)

@@ -1,0 +1,183 @@
+"""The graphs that turn logits into token ids: `sample_greedy_r{R}` and `sample_full_r{R}`.
+
+No sort: thresholds of top-k and top-p are found by bisection over the ordered bit patterns of floats, and the token by
+the inverse of the cumulative distribution at one uniform number per row. That number comes from Threefry at counter
+(position) under key (seed): it depends on nothing else, so that neither the batch nor the kernel changes a draw.
+Sources: Threefry-2x32, Salmon et al., SC 2011; top-p, arXiv:1904.09751; min-p, arXiv:2407.01082.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..compiler import Graph, Module, TensorType
+
+_LANES = 128  # reductions run over this minor axis, which XLA:CPU vectorizes
+
+
+def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int) -> None:
+    """Adds both samplers of `rows` rows to the module; their ids, (max_batch,), can be `prev_ids` of any next step."""
+
+    def filled(sample: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return lambda *inputs: jnp.pad(sample(*inputs), (0, max_batch - rows))
+
+    logits = TensorType("float32", (rows, vocab_size))
+    Graph(f"sample_greedy_r{rows}", filled(sample_greedy), {"logits": logits}, outputs=("ids",), module=module)
+    column = {"temperature": "float32", "top_k": "int32", "top_p": "float32", "min_p": "float32"}
+    column |= {f"{name}_penalty": "float32" for name in ("repetition", "frequency", "presence")}
+    inputs = {
+        "logits": logits,
+        "bias": logits,
+        "prompt_counts": TensorType("int32", (rows, vocab_size)),
+        "output_counts": TensorType("int32", (rows, vocab_size)),
+        **{name: TensorType(dtype, (rows,)) for name, dtype in column.items()},
+        "seeds": TensorType("uint32", (rows, 2)),
+        "positions": TensorType("int32", (rows,)),
+    }
+    Graph(f"sample_full_r{rows}", filled(sample_full), inputs, outputs=("ids",), module=module)
+
+
+def sample_greedy(logits: jax.Array) -> jax.Array:
+    """The first of the largest. logits: (R, V) float32; (R,) int32 out."""
+    lanes = _lanes(logits, -jnp.inf)
+    peak = jnp.max(jnp.max(lanes, axis=1), axis=-1)
+    index = jnp.arange(lanes.shape[1] * _LANES, dtype=jnp.int32).reshape(lanes.shape[1:])
+    found = jnp.where(lanes == peak[:, None, None], index, jnp.iinfo(jnp.int32).max)
+    # Logits that are all NaN match nothing: token 0 rather than an id outside the vocabulary.
+    return jnp.min(jnp.min(found, axis=1), axis=-1) % logits.shape[1]
+
+
+def sample_full(
+    logits: jax.Array,
+    bias: jax.Array,
+    prompt_counts: jax.Array,
+    output_counts: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+    min_p: jax.Array,
+    repetition_penalty: jax.Array,
+    frequency_penalty: jax.Array,
+    presence_penalty: jax.Array,
+    seeds: jax.Array,
+    positions: jax.Array,
+) -> jax.Array:
+    """Draws one token per row, after penalties, bias, temperature, top-k, top-p and min-p.
+
+    logits, bias: (R, V) float32; a bias of -inf bans a token
+    *_counts:     (R, V) int32, occurrences in the prompt and in the output so far
+    temperature:  (R,), 0 for the most likely token; top_k: (R,) int32, 0 for all; top_p, min_p: (R,)
+    *_penalty:    (R,); repetition divides or multiplies (1 for none), the other two subtract (0 for none)
+    seeds:        (R, 2) uint32; positions: (R,) int32
+    Returns (R,) int32.
+    """
+    seen = (prompt_counts > 0) | (output_counts > 0)
+    repetition = repetition_penalty[:, None]
+    penalized = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    adjusted = jnp.where(seen, penalized, logits)
+    adjusted -= frequency_penalty[:, None] * output_counts.astype(jnp.float32)
+    adjusted -= presence_penalty[:, None] * (output_counts > 0).astype(jnp.float32)
+    adjusted += bias
+    greedy = sample_greedy(adjusted)
+    drawn = _draw(adjusted, temperature, top_k, top_p, min_p, uniform(seeds, positions))
+    return jnp.where(temperature > 0, drawn, greedy)
+
+
+def _draw(
+    logits: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array, u: jax.Array
+) -> jax.Array:
+    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    lanes = _lanes(scaled, -jnp.inf)
+    kept = _ordered(lanes) >= _top_k_threshold(_ordered(lanes), top_k)[:, None, None]
+    peak = jnp.max(jnp.max(lanes, axis=1), axis=-1)
+    weights = jnp.where(kept, jnp.exp(lanes - peak[:, None, None]), 0.0)
+    nucleus = _top_p_threshold(weights, top_p)
+    floor = jnp.maximum(lax.bitcast_convert_type(nucleus, jnp.float32), min_p)
+    weights = jnp.where(weights >= floor[:, None, None], weights, 0.0)
+    return _inverse_cdf(weights, u)
+
+
+def _lanes(x: jax.Array, fill: float) -> jax.Array:
+    """(R, V) padded and reshaped to (R, V / lanes, lanes)."""
+    rows, width = x.shape
+    return jnp.pad(x, ((0, 0), (0, -width % _LANES)), constant_values=fill).reshape(rows, -1, _LANES)
+
+
+def _ordered(x: jax.Array) -> jax.Array:
+    """Floats as int32 of the same order."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.sum(x, axis=1), axis=-1)
+
+
+def _top_k_threshold(keys: jax.Array, top_k: jax.Array) -> jax.Array:
+    """The largest key that at least top_k keys reach, per row; the smallest int32 where top_k is 0."""
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1)  # upper mean without overflow
+        enough = _sum((keys >= middle[:, None, None]).astype(jnp.int32)) >= top_k
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+
+    bounds = jnp.iinfo(jnp.int32)
+    start = (jnp.full(top_k.shape, bounds.min, jnp.int32), jnp.full(top_k.shape, bounds.max, jnp.int32))
+    found = lax.cond(jnp.any(top_k > 0), lambda: lax.fori_loop(0, 32, halve, start)[0], lambda: start[0])
+    return jnp.where(top_k > 0, found, bounds.min)
+
+
+def _top_p_threshold(weights: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The bit pattern of the largest weight such that the weights from it upwards make top_p of the sum, per row."""
+    wanted = _sum(weights) * top_p
+    keys = lax.bitcast_convert_type(weights, jnp.int32)  # weights are not negative: their bits are ordered
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low + 1) // 2
+        enough = _sum(jnp.where(keys >= middle[:, None, None], weights, 0.0)) >= wanted
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+
+    zero = jnp.zeros(top_p.shape, jnp.int32)
+    one = jnp.full(top_p.shape, 0x3F800000, jnp.int32)  # the bits of 1.0, which the most likely token weighs
+    found = lax.cond(jnp.any(top_p < 1), lambda: lax.fori_loop(0, 31, halve, (zero, one))[0], lambda: zero)
+    return jnp.where(top_p < 1, found, zero)
+
+
+def _inverse_cdf(weights: jax.Array, u: jax.Array) -> jax.Array:
+    """The index where the running sum of (R, n, lanes) weights passes u of the total; u: (R,) in [0, 1)."""
+    groups = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+    target = u * groups[:, -1]
+    group = jnp.argmax(groups > target[:, None], axis=-1)
+    before = jnp.where(group > 0, jnp.take_along_axis(groups, jnp.maximum(group - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    lane = jnp.take_along_axis(weights, group[:, None, None], axis=1)[:, 0]
+    passed = (before[:, None] + jnp.cumsum(lane, axis=-1) > target[:, None]) & (lane > 0)
+    # Rounding may leave the group's own sum just short of the target: then its last token with any weight.
+    last = _LANES - 1 - jnp.argmax(lane[:, ::-1] > 0, axis=-1)
+    index = jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last)
+    return (group * _LANES + index).astype(jnp.int32)
+
+
+def uniform(seeds: jax.Array, positions: jax.Array) -> jax.Array:
+    """One number in [0, 1) per row. seeds: (R, 2) uint32; positions: (R,) int32."""
+    word, _ = threefry2x32(seeds[:, 0], seeds[:, 1], positions.astype(jnp.uint32), jnp.zeros_like(seeds[:, 0]))
+    return (word >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+
+
+def threefry2x32(key0: jax.Array, key1: jax.Array, x0: jax.Array, x1: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32 with 20 rounds; all uint32 of one shape."""
+    keys = (key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA))
+    x0, x1 = x0 + keys[0], x1 + keys[1]
+    rotations = ((13, 15, 26, 6), (17, 29, 16, 24))
+    for group in range(5):
+        for distance in rotations[group % 2]:
+            x0 = x0 + x1
+            x1 = ((x1 << distance) | (x1 >> (32 - distance))) ^ x0
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x0, x1

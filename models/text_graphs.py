@@ -1,0 +1,163 @@
+"""The graphs of a text-generation pipeline: `step_t{T}_r{R}` for every bucket, whatever the architecture.
+
+One ragged formulation serves prefill, chunked prefill, decode and mixed batches. A step is nothing but calls of three
+private functions (embed, block, head), so that the compiler can make each of them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..compiler import Graph, Module, TensorType
+from .layers import split_heads
+from .limits import Limits
+from .paged_attention import Tiles, make_tiles, paged_attention, write_pages
+from .rope import Rope, rope_tables, rotate
+from .weights import WeightTable
+
+Weights = dict[str, jax.Array]
+_PAGES = "pages.{}"
+
+
+class DecoderConfig(Protocol):
+    """What a step needs to know of a decoder's config."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def rope(self) -> Rope: ...
+    def weights(self) -> WeightTable: ...
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An abstract nnx module whose parameters are filled from flat weights; unfilled ones must not be used."""
+
+    definition: Any
+    state: Any
+
+    @staticmethod
+    def of(module: nnx.Module) -> Bound:
+        return Bound(*nnx.split(module))
+
+    def fill(self, weights: Mapping[str, jax.Array]) -> Any:
+        """The module with the named parameters (paths joined by dots) replaced."""
+        flat = [
+            (path, param.replace(weights[name]) if (name := ".".join(map(str, path))) in weights else param)
+            for path, param in nnx.to_flat_state(self.state)
+        ]
+        return nnx.merge(self.definition, nnx.from_flat_state(flat))
+
+
+def page_bytes(config: DecoderConfig, page_tokens: int, dtype: str = "float32") -> int:
+    """The bytes of one page over all layers: keys and values."""
+    return config.num_layers * TensorType(dtype, _page_shape(config, 1, page_tokens)).nbytes
+
+
+def _page_shape(config: DecoderConfig, pages: int, page_tokens: int) -> tuple[int, ...]:
+    return (pages, 2, config.num_kv_heads, page_tokens, config.head_dim)
+
+
+class StepBuilder:
+    """Adds step graphs of one decoder to a module."""
+
+    def __init__(self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, dtype: str = "float32") -> None:
+        """decoder: abstract (`nnx.eval_shape`), with `embed_tokens`, `blocks` and `logits` as in llama.py."""
+        self.config, self.limits, self.dtype = config, limits, dtype
+        self.weights = {weight.name: TensorType(dtype, weight.shape) for weight in config.weights().weights}
+        self.whole = Bound.of(decoder)
+        self.block = Bound.of(decoder.blocks[0])  # type: ignore[attr-defined]
+        self.outer = [name for name in self.weights if not name.startswith("blocks.")]
+        pages = TensorType(dtype, _page_shape(config, limits.num_pages, limits.page_tokens))
+        self.state = {_PAGES.format(layer): pages for layer in range(config.num_layers)}
+
+    def add(self, module: Module, tokens: int, rows: int) -> Graph:
+        """Adds the step of `tokens` tokens that gives `rows` rows of logits.
+
+        Inputs, all int32: tokens (T,) and token_src (T,): the index in prev_ids (B,), the
+        sampler's last output, of a token that is still on the device, or -1; positions (T,); rows (T,), -1 for padding; slots (T,); page_table (B, max_pages); lengths (B,)
+        after this step; logit_rows (R,), the tokens whose logits are wanted. Output: logits (R, V) float32.
+        """
+        limits, name = self.limits, f"step_t{tokens}_r{rows}"
+        inputs = {
+            "tokens": (tokens,),
+            "token_src": (tokens,),
+            "prev_ids": (limits.max_batch,),
+            "positions": (tokens,),
+            "rows": (tokens,),
+            "slots": (tokens,),
+            "page_table": (limits.max_batch, limits.max_pages),
+            "lengths": (limits.max_batch,),
+            "logit_rows": (rows,),
+        }
+        embed, block, head = self._parts(tokens, rows)
+
+        def step(weights: Weights, state: Weights, *values: jax.Array) -> tuple[jax.Array, Weights]:
+            given = dict(zip(inputs, values, strict=True))
+            outer = {name: weights[name] for name in self.outer}
+            x, context = embed(outer, {name: given[name] for name in ("tokens", "token_src", "prev_ids", "positions", "rows", "lengths")})
+            new_state = {}
+            for layer in range(self.config.num_layers):
+                prefix, pages = f"blocks.{layer}.", _PAGES.format(layer)
+                own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+                call = (given["slots"], given["rows"], given["positions"], given["page_table"])
+                x, new_state[pages] = block(own, state[pages], x, context, *call)
+            return head(outer, x, given["logit_rows"]), new_state
+
+        types = {name: TensorType("int32", shape) for name, shape in inputs.items()}
+        return Graph(
+            name, step, types, weights=self.weights, state=self.state, outputs=("logits",), module=module
+        )
+
+    def _parts(self, tokens: int, rows: int) -> tuple[Callable[..., Any], ...]:
+        """The three functions of a step, named for their sizes, each jitted so that it is lowered once and called."""
+        config, limits = self.config, self.limits
+
+        def embed(weights: Weights, given: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Tiles]]:
+            source = given["token_src"]
+            tokens = jnp.where(source >= 0, given["prev_ids"][jnp.maximum(source, 0)], given["tokens"])
+            lengths = given["lengths"][jnp.maximum(given["rows"], 0)]
+            cos, sin = rope_tables(config.rope, given["positions"], lengths)
+            x = self.whole.fill(weights).embed_tokens(tokens)
+            return x, (cos, sin, make_tiles(given["rows"], limits.max_batch))
+
+        def block(
+            weights: Weights,
+            pages: jax.Array,
+            x: jax.Array,
+            context: tuple[jax.Array, jax.Array, Tiles],
+            slots: jax.Array,
+            rows: jax.Array,
+            positions: jax.Array,
+            page_table: jax.Array,
+        ) -> tuple[jax.Array, jax.Array]:
+            cos, sin, tiles = context
+            written = pages
+
+            def attend(qkv: jax.Array) -> jax.Array:
+                nonlocal written
+                q, k, v = split_heads(qkv, config.num_heads, config.num_kv_heads, config.head_dim)
+                written = write_pages(pages, rotate(k, cos, sin), v, slots)
+                return paged_attention(rotate(q, cos, sin), written, page_table, rows, positions, tiles)
+
+            x = self.block.fill(weights)(x, attend)
+            return x, written
+
+        def head(weights: Weights, x: jax.Array, logit_rows: jax.Array) -> jax.Array:
+            return self.whole.fill(weights).logits(x[logit_rows])
+
+        embed.__name__, block.__name__ = f"embed_t{tokens}", f"block_t{tokens}"
+        head.__name__ = f"head_t{tokens}_r{rows}"
+        return jax.jit(embed), jax.jit(block), jax.jit(head)
