@@ -1,0 +1,1 @@
+"""Measurement: load generation, data sets, random checkpoints and reports."""

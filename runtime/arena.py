@@ -1,0 +1,115 @@
+"""The arena: one private mapping with 2 MB pages that holds every weight of a model. Imports no jax.
+
+Weights are read once per token, so the size of the pages decides the speed: a step over 4 KB pages, over a file mapping
+or over shared memory takes up to twice as long as one over private huge pages.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from .. import CapacityError
+
+_log = logging.getLogger(__name__)
+
+HUGE_PAGE_BYTES = 2 << 20
+ALIGNMENT = 4096  # of each tensor: more than the 64 bytes that jax needs to alias a buffer, and what direct reads need
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor's place: `offset` counts bytes from the arena's start and is a multiple of ALIGNMENT."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stop(self) -> int:
+        """Where the next tensor may start, in bytes."""
+        return -(-(self.offset + self.nbytes) // ALIGNMENT) * ALIGNMENT
+
+
+Layout = Iterable[tuple[str, tuple[int, ...], str | np.dtype]]
+"""Names, shapes and dtypes in the order of the arena."""
+
+
+def place(layout: Layout) -> tuple[Slot, ...]:
+    """Lays tensors out one after the other, each at the next multiple of ALIGNMENT; names must differ."""
+    slots: list[Slot] = []
+    offset = 0
+    for name, shape, dtype in layout:
+        slots.append(Slot(name, tuple(shape), np.dtype(dtype), offset))
+        offset = slots[-1].stop
+    assert len({slot.name for slot in slots}) == len(slots), "two tensors of one name"
+    return tuple(slots)
+
+
+class Arena:
+    """Zeroed memory for the tensors of a layout; it lives as long as the arena or any view of it does."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Maps the memory, which is taken when it is written. Raises CapacityError when there is no room for it."""
+        self.slots = place(layout)
+        self.nbytes = self.slots[-1].stop if self.slots else 0
+        self.memory = _map(self.nbytes)
+        self._by_name = {slot.name: slot for slot in self.slots}
+
+    def view(self, name: str) -> np.ndarray:
+        """The tensor called `name`, writable, sharing the arena's memory; KeyError if there is none."""
+        slot = self._by_name[name]
+        return self.memory[slot.offset : slot.offset + slot.nbytes].view(slot.dtype).reshape(slot.shape)
+
+    def views(self) -> dict[str, np.ndarray]:
+        """All tensors by name, in the order of the layout."""
+        return {slot.name: self.view(slot.name) for slot in self.slots}
+
+
+def _map(nbytes: int) -> np.ndarray:
+    """Zeroed uint8 memory (nbytes,) that starts on a huge page; private, as shared memory reads at half the speed."""
+    try:
+        mapping = mmap.mmap(-1, nbytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise CapacityError(
+            f"no memory for {nbytes / 1e9:.2f} GB of weights: {error}",
+            "Use a smaller model, or a machine or container with more memory.",
+        ) from None
+    reason = _refusal_of_huge_pages(mapping)
+    if reason:
+        _warn_once(reason)
+    memory = np.frombuffer(mapping, np.uint8)
+    start = -memory.ctypes.data % HUGE_PAGE_BYTES
+    return memory[start : start + nbytes]
+
+
+def _refusal_of_huge_pages(mapping: mmap.mmap) -> str:
+    """Asks for huge pages, and says why there will be none; empty if there may be."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return "this platform has none"
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    except OSError as error:
+        return error.strerror or str(error)
+    if _HUGE_PAGES.is_file() and "[never]" in _HUGE_PAGES.read_text():
+        return f"{_HUGE_PAGES} says never"
+    return ""
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    _log.warning("huge_pages=refused reason=%r: decoding may take up to twice as long", reason)
