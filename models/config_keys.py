@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .. import ModelError
@@ -53,3 +54,17 @@ def require(raw: dict[str, Any], key: str) -> int:
         found = "is missing" if key not in raw else f"is {value!r}"
         raise ModelError(f"config.json: {key} {found}", "A positive integer is needed there; is the download complete?")
     return value
+
+
+def optional(raw: dict[str, Any], key: str, default: int) -> int:
+    """As `require`, but `default` where the key is missing or null."""
+    return default if raw.get(key) is None else require(raw, key)
+
+
+def number(raw: dict[str, Any], key: str, default: float | None = None) -> float:
+    """The positive number under `key`, or `default` where the key is missing or null; else raises ModelError."""
+    value = default if raw.get(key) is None else raw[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        found = "is missing" if key not in raw else f"is {value!r}"
+        raise ModelError(f"config.json: {key} {found}", "A positive number is needed there; is the download complete?")
+    return float(value)

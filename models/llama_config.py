@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .config_keys import refuse_unsupported, require
+from .. import ModelError
+from .config_keys import number, optional, refuse_unsupported, require
 from .rope import Rope
 from .weights import Weight, WeightTable
 
@@ -35,18 +36,24 @@ class Config:
     def from_hf(raw: dict[str, Any]) -> Config:
         """Parses config.json; raises ModelError for a missing key or one that this architecture would get wrong."""
         refuse_unsupported(raw, "llama")
-        heads = require(raw, "num_attention_heads")
-        head_dim = raw.get("head_dim") or require(raw, "hidden_size") // heads
+        hidden, heads = require(raw, "hidden_size"), require(raw, "num_attention_heads")
+        kv_heads = optional(raw, "num_key_value_heads", heads)
+        if heads % kv_heads or (raw.get("head_dim") is None and hidden % heads):
+            raise ModelError(
+                f"config.json: {heads} attention heads do not divide by {kv_heads} of keys, or {hidden} not by them",
+                "Check hidden_size, num_attention_heads and num_key_value_heads in config.json.",
+            )
+        head_dim = optional(raw, "head_dim", hidden // heads)
         return Config(
             vocab_size=require(raw, "vocab_size"),
-            hidden_size=require(raw, "hidden_size"),
+            hidden_size=hidden,
             intermediate_size=require(raw, "intermediate_size"),
             num_layers=require(raw, "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=raw.get("num_key_value_heads") or heads,
+            num_kv_heads=kv_heads,
             head_dim=head_dim,
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            max_position=int(raw.get("max_position_embeddings", 2048)),
+            norm_eps=number(raw, "rms_norm_eps", 1e-6),
+            max_position=optional(raw, "max_position_embeddings", 2048),
             rope=Rope.from_hf(raw, head_dim),
             tied=bool(raw.get("tie_word_embeddings", False)),
             attention_bias=bool(raw.get("attention_bias", False)),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from .. import ModelError
+from .config_keys import number, optional
 
 if TYPE_CHECKING:
     import jax
@@ -39,44 +40,57 @@ class Rope:
     @staticmethod
     def from_hf(raw: dict[str, Any], head_dim: int) -> Rope:
         """Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before); raises ModelError."""
-        given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+        if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+            raise ModelError(
+                "rope_parameters in config.json is not one flat object",
+                "Checkpoints with a rotary embedding per kind of layer are not supported here.",
+            )
         kind = given.get("rope_type", given.get("type", "default"))
         if kind not in get_args(RopeKind):
             raise ModelError(
                 f"rope type {kind!r} is not known",
                 f"Known ones: {', '.join(get_args(RopeKind))}. Check rope_scaling in config.json.",
             )
-        theta = given.get("rope_theta", raw.get("rope_theta", 10000.0))
-        max_position = raw.get("max_position_embeddings", 2048)
-        try:
-            return _parse(kind, float(theta), given, head_dim, int(max_position))
-        except KeyError as missing:
+        share = given.get("partial_rotary_factor", 1)
+        if head_dim % 2 or share not in (None, 1):
             raise ModelError(
-                f"rope type {kind!r} needs the key {missing}", "Complete rope_scaling in config.json."
-            ) from None
+                f"head_dim {head_dim} with partial_rotary_factor {share} is not supported",
+                "Only whole heads of an even number of dimensions are rotated; use another checkpoint.",
+            )
+        return _parse(kind, given, raw, head_dim)
 
 
-def _parse(kind: RopeKind, theta: float, given: dict[str, Any], dim: int, max_position: int) -> Rope:
-    original = int(given.get("original_max_position_embeddings") or max_position)
+def _parse(kind: RopeKind, given: dict[str, Any], raw: dict[str, Any], dim: int) -> Rope:
+    theta = number(given, "rope_theta", number(raw, "rope_theta", 10000.0))
     if kind == "default":
         return Rope(dim, theta)
-    factor = float(given["factor"])
-    if kind == "linear":
-        return Rope(dim, theta, kind, factor)
+    max_position = optional(raw, "max_position_embeddings", 2048)
     if kind == "dynamic":
-        return Rope(dim, theta, kind, factor, original_max_position=max_position)
+        return Rope(dim, theta, kind, number(given, "factor"), original_max_position=max_position)
+    if kind == "linear":
+        return Rope(dim, theta, kind, number(given, "factor"))
+    # Phi-3 keeps the length beside rope_scaling; transformers lets that one win.
+    key = "original_max_position_embeddings"
+    original = optional(raw, key, optional(given, key, max_position))
     if kind == "llama3":
-        original = int(given["original_max_position_embeddings"])
-        low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
-        return Rope(dim, theta, kind, factor, original, low, high)
+        low, high = number(given, "low_freq_factor"), number(given, "high_freq_factor")
+        if low >= high:
+            raise ModelError(
+                f"rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}",
+                "Correct rope_scaling in config.json; Llama 3 has 1 and 4.",
+            )
+        return Rope(dim, theta, kind, number(given, "factor"), original, low, high)
+    # A null factor is DeepSeek's way to ask for the ratio of the two lengths.
+    factor = max_position / original if given.get("factor", 0) is None else number(given, "factor")
     return Rope(
         dim,
         theta,
         kind,
         factor,
         original,
-        beta_fast=float(given.get("beta_fast") or 32),
-        beta_slow=float(given.get("beta_slow") or 1),
+        beta_fast=number(given, "beta_fast", 32),
+        beta_slow=number(given, "beta_slow", 1),
         truncate=bool(given.get("truncate", True)),
         scale=_yarn_scale(given, factor),
     )
@@ -89,16 +103,17 @@ def _yarn_scale(given: dict[str, Any], factor: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     if given.get("attention_factor") is not None:
-        return float(given["attention_factor"])
+        return number(given, "attention_factor")
     if given.get("mscale") and given.get("mscale_all_dim"):
-        return mscale(given["mscale"]) / mscale(given["mscale_all_dim"])
+        return mscale(number(given, "mscale")) / mscale(number(given, "mscale_all_dim"))
     return mscale(1.0)
 
 
 def inverse_frequencies(rope: Rope) -> np.ndarray:
     """The rotation per position of each pair, (dim / 2,) float32; for `dynamic`, that of short rows."""
     exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
-    plain = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
+    # Float32 powers differ between vector instruction sets; a float64 one, rounded, is what torch gives too.
+    plain = np.float32(1) / (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
     if rope.kind == "linear":
         return plain / np.float32(rope.factor)
     if rope.kind == "llama3":

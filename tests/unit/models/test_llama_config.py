@@ -1,0 +1,129 @@
+"""Llama's config.json: both key styles, refusals, and the tensors of a checkpoint against transformers' own parser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from max import ModelError
+from max.models.llama_config import Config
+from max.models.rope import Rope
+from max.models.weights import WeightTable
+
+CONFIGS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parents[2] / "parity" / "llama.json").read_text(encoding="utf-8")
+)
+SMALL = CONFIGS["mha_default"]
+GROUPED = CONFIGS["gqa2_llama3_tied"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_reads_what_transformers_reads(name):
+    config = Config.from_hf(CONFIGS[name])
+    theirs = LlamaConfig(**json.loads(json.dumps(CONFIGS[name])))
+    assert (config.head_dim, config.num_heads, config.num_kv_heads) == (
+        theirs.head_dim,
+        theirs.num_attention_heads,
+        theirs.num_key_value_heads,
+    )
+    assert (config.norm_eps, config.max_position, config.tied) == (
+        theirs.rms_norm_eps,
+        theirs.max_position_embeddings,
+        theirs.tie_word_embeddings,
+    )
+    assert (config.attention_bias, config.mlp_bias) == (theirs.attention_bias, theirs.mlp_bias)
+    assert (config.rope.kind, config.rope.theta) == (
+        theirs.rope_parameters["rope_type"],
+        theirs.rope_parameters["rope_theta"],
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_transformers_saves_parses_to_the_same(name):
+    """Checkpoints of older key style are rewritten by transformers 5: executables must still be shared."""
+    saved = json.loads(LlamaConfig(**json.loads(json.dumps(CONFIGS[name]))).to_json_string(use_diff=False))
+    assert Config.from_hf(saved) == Config.from_hf(CONFIGS[name])
+
+
+def test_defaults_are_those_of_transformers():
+    bare = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    theirs = LlamaConfig(**bare)
+    config = Config.from_hf(bare)
+    assert config == Config(8, 8, 8, 1, 2, 2, 4, theirs.rms_norm_eps, theirs.max_position_embeddings, Rope(4, 10000.0))
+
+
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+)
+@pytest.mark.parametrize("value", [..., None, 0, -1, 2.5, "64", True])
+def test_sizes_are_needed(key, value):
+    raw = {name: SMALL[name] for name in SMALL if name != key} | ({} if value is ... else {key: value})
+    with pytest.raises(ModelError, match=f"{key} is {'missing' if value is ... else repr(value)}") as refused:
+        Config.from_hf(raw)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
+        ({"sliding_window": 4096}, "sliding_window"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"pretraining_tp": 2}, "pretraining_tp"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "su"}}, "'su'"),
+        ({"num_key_value_heads": 3}, "4 attention heads"),
+        ({"num_key_value_heads": -4}, "num_key_value_heads is -4"),
+        ({"hidden_size": 66}, "66"),
+        ({"head_dim": "16"}, "head_dim is '16'"),
+        ({"head_dim": 15}, "head_dim 15"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'"),
+        ({"max_position_embeddings": 1.5}, "max_position_embeddings is 1.5"),
+    ],
+)
+def test_refuses_what_it_would_get_wrong(change, named):
+    with pytest.raises(ModelError, match=named) as refused:
+        Config.from_hf(SMALL | change)
+    assert refused.value.hint
+
+
+def test_names_every_refused_key_at_once():
+    with pytest.raises(ModelError, match=r"hidden_act='gelu'.*sliding_window=8"):
+        Config.from_hf(SMALL | {"sliding_window": 8, "hidden_act": "gelu"})
+
+
+def test_harmless_values_pass():
+    harmless = {"sliding_window": None, "quantization_config": None, "pretraining_tp": 1, "hidden_act": "silu"}
+    assert Config.from_hf(SMALL | harmless) == Config.from_hf(SMALL)
+
+
+def test_head_dim_may_differ_from_the_share_of_the_hidden_size():
+    config = Config.from_hf(GROUPED)
+    assert (config.head_dim, config.query_width, config.kv_width) == (32, 128, 64)
+
+
+def sources(config: Config) -> dict[str, tuple[int, ...]]:
+    return dict(pair for weight in config.weights().weights for pair in weight.source_shapes())
+
+
+def test_tied_checkpoints_may_hold_a_head():
+    tied, untied = (Config.from_hf(GROUPED | {"tie_word_embeddings": tie}) for tie in (True, False))
+    assert "lm_head.weight" not in sources(tied) and tied.weights().ignores("lm_head.weight")
+    assert sources(untied)["lm_head.weight"] == (320, 64) and not untied.weights().ignores("lm_head.weight")
+    assert untied.weights().ignores("model.layers.0.self_attn.rotary_emb.inv_freq")
+
+
+def test_biases_follow_their_flags():
+    plain, biased = (set(sources(Config.from_hf(SMALL | {"attention_bias": on, "mlp_bias": on}))) for on in (0, 1))
+    modules = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    assert biased - plain == {f"model.layers.{layer}.{module}.bias" for layer in range(2) for module in modules}
+
+
+def test_weight_table_survives_json():
+    table = Config.from_hf(CONFIGS["gqa8_linear_biases"]).weights()
+    assert WeightTable.from_json(json.loads(json.dumps(table.to_json()))) == table
