@@ -254,16 +254,16 @@ def test_foreign_files_are_refused(tmp_path: Path, small: Path) -> None:
 
 def with_toc(content: bytes, change: Callable[[dict[str, Any]], object] | bytes) -> bytes:
     """The file with another TOC that passes for whole: sizes and digest are right."""
-    header = list(struct.unpack_from("<8sIIQQQ32s", content))
-    offset = header[4]
+    magic, version, header_bytes, _, offset, _, _ = struct.unpack_from("<8sIIQQQ32s", content)
     if isinstance(change, bytes):
         toc = change
     else:
         fields = json.loads(content[offset:])
         change(fields)
         toc = json.dumps(fields).encode()
-    header[3], header[5], header[6] = offset + len(toc), len(toc), hashlib.sha256(toc).digest()
-    return struct.pack("<8sIIQQQ32s", *header).ljust(4096, b"\0") + content[4096:offset] + toc
+    sizes = offset + len(toc), offset, len(toc)
+    header = struct.pack("<8sIIQQQ32s", magic, version, header_bytes, *sizes, hashlib.sha256(toc).digest())
+    return header.ljust(4096, b"\0") + content[4096:offset] + toc
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object] | bytes, str]] = {
