@@ -21,6 +21,7 @@ import zstandard
 
 from .. import CacheError
 from .canonical import canonical_json
+from .folder import retrying
 
 VERSION = (1, 0)
 MAGIC = b"\x89MEF\r\n\x1a\n"  # as PNG's: shows a transfer that changed line ends or cut the eighth bit
@@ -140,7 +141,7 @@ class Mef:
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Opens a file. Raises: CacheError when it is absent, unreadable, damaged, or of a newer version."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = retrying(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CacheError(f"{path} cannot be opened: {error.strerror}", _HINT) from error
         try:
@@ -160,6 +161,10 @@ class Mef:
     def size(self) -> int:
         """The file's bytes."""
         return self._size
+
+    def content(self) -> bytes:
+        """Returns the whole file, its sections unchecked."""
+        return self._bytes(0, self._size)
 
     def sections(self) -> list[Section]:
         """Returns all sections in file order, of unknown kinds too."""
@@ -233,7 +238,7 @@ class Mef:
         pieces = []
         while length > 0:
             try:
-                piece = os.pread(self._source, length, offset)
+                piece = retrying(os.pread, self._source, length, offset)
             except OSError as error:
                 self._fail(f"cannot be read: {error.strerror}", error)
             if not piece:

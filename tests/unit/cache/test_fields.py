@@ -35,7 +35,8 @@ def test_docstrings_are_the_help():
 
 
 def test_a_field_says_what_it_is():
-    declared = {name: setting_of(name, field) for name, field in Pages.model_fields.items()}
+    found = {name: setting_of(name, field) for name, field in Pages.model_fields.items()}
+    declared = {name: declared for name, declared in found.items() if declared is not None}
     assert declared["page_tokens"].flag == "--page-tokens"
     assert declared["encoding"].flag == "--quantization-encoding"
     assert declared["encoding"].choices == ("float32", "bfloat16")

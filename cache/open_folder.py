@@ -1,0 +1,146 @@
+"""The cache folder as one process may use it: whether it can be read and written, and what went wrong with it so far.
+
+Trouble is said once for each kind and counted; it never stops the caller.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from .. import CacheError
+from .folder import open_root, unused_name
+
+if TYPE_CHECKING:
+    from .config import CacheConfig, CachePolicy
+
+log = logging.getLogger(__name__)
+
+# As with relatime: use is not noted again so soon, for the sake of network file systems.
+TOUCH_AFTER_S = 600.0
+_NAME = re.compile(r"[0-9a-f]{32}([0-9a-f]{32})?")
+
+
+@dataclass
+class Counters:
+    """What this process did with the store: `misses` by reason, `seconds` spent inside of it."""
+
+    hits: int = 0
+    misses: Counter[str] = field(default_factory=Counter)
+    quarantined: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
+
+
+class OpenFolder:
+    """A cache folder that was found usable for reading, for writing, or for neither."""
+
+    def __init__(self, root: Path, policy: "CachePolicy", max_bytes: int) -> None:
+        self.root = root
+        self.policy = policy
+        self.max_bytes = max_bytes
+        self.readable = False
+        self.writable = False
+        self.counters = Counters()
+        self._opened = time.time()
+        self._warned: set[str] = set()
+
+    @classmethod
+    def open(cls, config: "CacheConfig") -> Self:
+        """Opens the configured folder, and makes it if need be. Never fails: an unusable folder is one warning."""
+        opened = cls(config.folder, config.cache_policy, int(config.max_cache_size))
+        if opened.policy != "off":
+            opened._open_root(fills=opened.policy in ("on", "redo"))
+        return opened
+
+    def _open_root(self, fills: bool) -> None:
+        try:
+            writable = open_root(self.root, create=fills)
+        except FileNotFoundError as error:
+            if fills:
+                self._warn("open", f"the cache folder {self.root} cannot be made: {error.strerror}")
+        except OSError as error:
+            self._warn("open", f"the cache folder {self.root} cannot be used: {error.strerror}")
+        except CacheError as error:
+            self._warn("open", f"going on without a cache: {error.message}; {error.hint}")
+        else:
+            self.readable = True
+            self.writable = writable and self.policy != "readonly"
+            if fills and not writable:
+                self._warn("open", f"the cache folder {self.root} is read-only: what it lacks is made and not kept")
+
+    @contextlib.contextmanager
+    def temporary(self, suffix: str = "") -> Iterator[Path]:
+        """Yields an unused path on the folder's file system; what is left there at the end is removed.
+
+        Raises: CacheError where the folder cannot be written, as `writable` says.
+        """
+        if not self.writable:
+            raise CacheError(f"nothing can be written to the cache in {self.root}", "choose another --cache-dir")
+        path = unused_name(self.root / "tmp", suffix)
+        try:
+            yield path
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _path(self, folder: str, name: str) -> Path:
+        """Returns where a record, a blob or a pin lies. Raises: CacheError for a name that is no digest."""
+        if not _NAME.fullmatch(name):
+            raise CacheError(f"{name!r} is not the name of anything in the cache", "names are 32 or 64 hex digits")
+        match folder:
+            case "blobs" | "prepared":
+                return self.root / folder / name[:2] / name
+            case "index" | "bindings":
+                return self.root / folder / f"{name}.json"
+            case _:
+                return self.root / folder / name
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Warns once of each kind of trouble; the rest goes to the debug log."""
+        log.log(logging.DEBUG if kind in self._warned else logging.WARNING, "%s", message)
+        self._warned.add(kind)
+
+    def _not_kept(self, what: str, error: OSError | CacheError) -> None:
+        reason = error.message if isinstance(error, CacheError) else error.strerror or str(error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "; free some space or lower --max-cache-size" if full else ""
+        self._warn("write", f"the {what} is used but cannot be kept in {self.root}: {reason}{advice}")
+
+    def _set_aside(self, error: CacheError, *paths: Path) -> None:
+        """Moves damaged files out of the way, so that they are made again and can still be looked at."""
+        self.counters.quarantined += 1
+        self._warn(f"damaged {paths[0]}", f"damaged cache entry, made again: {error.message}")
+        if not self.writable:
+            return
+        for path in paths:
+            # Another process may have done the same; and what cannot be moved is found damaged again.
+            with contextlib.suppress(OSError):
+                os.replace(path, unused_name(self.root / "quarantine", f"-{path.name}"))
+
+    def _touch(self, path: Path) -> None:
+        """Notes a use for eviction, in the file's own time."""
+        if self.writable:
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > TOUCH_AFTER_S:
+                    os.utime(path)
+
+    def _is_outdated(self, created: float) -> bool:
+        """Tells whether the policy `redo` passes over what was made then; what was made since the start is used."""
+        return self.policy == "redo" and created < self._opened
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.counters.seconds += time.perf_counter() - started
