@@ -1,0 +1,139 @@
+"""`max`: finds the command, and turns every error into two lines and an exit code.
+
+Exit codes: 0 done, 1 an error of ours, 2 a mistake in what was asked, 3 no room now, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from .. import Kind, MaxError, __version__
+from .commands import COMMANDS
+
+_EXIT_CODES: dict[Kind, int] = {"internal": 1, "user": 2, "capacity": 3}
+_INTERRUPTED = 130
+# Only this package: the libraries below it log every step of theirs at debug.
+_LOGGER = logging.getLogger(__name__.partition(".")[0])
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = importlib.import_module(entry.module, __package__).command
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        if "--log-level" not in flags:
+            command.params.append(_log_level_option())
+        if entry.takes_model:
+            from .planned import planned_options
+
+            command.params += planned_options(taken=flags)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise click.UsageError(f"no such command: {name}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
+
+
+def _log_level_option() -> click.Option:
+    return click.Option(
+        ["--log-level"],
+        type=click.Choice(_LEVELS),
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, option, value: _set_log_level(value) if value else None,
+        help="What to log on stderr [default: warning]; debug also shows the traceback of an error.",
+    )
+
+
+def _set_log_level(level: str) -> None:
+    _LOGGER.setLevel(level.upper())
+
+
+def _make_group() -> LazyGroup:
+    return LazyGroup(
+        "max",
+        params=[_log_level_option()],
+        help="Compile and run language models on JAX/XLA, and keep what was compiled.",
+        epilog="Every setting can also stand in a YAML file (--config-file) or in the environment (MAX_<NAME>).",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+
+group = click.version_option(__version__, prog_name="max", message="%(prog)s %(version)s")(_make_group())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line (`sys.argv` by default) and exits with its code."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code; every error has been reported on stderr by then."""
+    try:
+        code = group.main(arguments, prog_name="max", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as shown:
+        click.echo(shown.ctx.get_help() if shown.ctx else shown.message, err=True)
+        return _EXIT_CODES["user"]
+    except click.ClickException as error:
+        return _report(error.format_message(), _usage_hint(error), _EXIT_CODES["user"])
+    except MaxError as error:
+        return _report(error.message, error.hint, _EXIT_CODES[error.kind])
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return _drop_output()
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return _report(f"internal error: {what}", "This is a fault of max; `--log-level debug` shows where.", 1)
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{context.command_path if context else 'max'} --help` shows what there is."
+
+
+def _report(message: str, hint: str, code: int) -> int:
+    if _LOGGER.isEnabledFor(logging.DEBUG):
+        traceback.print_exc()
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    if hint:
+        click.echo(f"hint: {' '.join(hint.split())}", err=True)
+    return code
+
+
+def _drop_output() -> int:
+    """Ends quietly when the reader of stdout has gone, as `head` does."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return 1
