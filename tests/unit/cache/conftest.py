@@ -4,9 +4,10 @@ import io
 from pathlib import Path
 
 import pytest
+from pydantic import ByteSize
 
 from max.cache import mef
-from max.cache.config import CacheConfig
+from max.cache.config import CacheConfig, CachePolicy
 from max.cache.store import Store
 
 
@@ -14,8 +15,8 @@ from max.cache.store import Store
 def open_store(tmp_path):
     """A function that opens a store on one folder, as another process would."""
 
-    def opener(policy="on", root: Path = tmp_path / "cache", size: int = 10**9) -> Store:
-        return Store.open(CacheConfig(cache_dir=root, cache_policy=policy, max_cache_size=size))
+    def opener(policy: CachePolicy = "on", root: Path = tmp_path / "cache", size: int = 10**9) -> Store:
+        return Store.open(CacheConfig(cache_dir=root, cache_policy=policy, max_cache_size=ByteSize(size)))
 
     return opener
 
