@@ -9,8 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
-from seeded import seeded_checkpoint, seeded_tokens
-from transformers import LlamaConfig, LlamaForCausalLM
+from seeded import seeded_checkpoint, seeded_tensor, seeded_tokens
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 HERE = Path(__file__).parent
@@ -21,6 +30,14 @@ LEAST_MARGIN = 4e-3
 MAX_PROMPTS = 50
 # Row lengths relative to max_position_embeddings for which the frequencies of `dynamic` are stored.
 DYNAMIC_LENGTHS = (0.5, 1.0, 1.25, 2.0, 3.0)
+# In the order in which transformers applies them.
+PROCESSORS = {
+    "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+    "temperature": TemperatureLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+}
 
 
 def llama_reference(name: str, config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -94,8 +111,21 @@ def frequencies_at(config: LlamaConfig, length: int) -> np.ndarray:
     return rotary.inv_freq.numpy().copy()
 
 
+def sampling_reference(settings: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The chances, float64, that each of `settings` leaves to rows that are flat, usual and peaked."""
+    rows = [seeded_tensor(f"logits {row}", (64,), std) for row, std in enumerate((0.3, 1.0, 2.0, 3.0, 6.0, 12.0))]
+    logits = np.stack(rows).astype(np.float64)
+    seen = np.stack([seeded_tokens(f"seen {row}", 12, 64) for row in range(len(rows))])
+    answers = []
+    for setting in settings:
+        chain = LogitsProcessorList(make(setting[key]) for key, make in PROCESSORS.items() if key in setting)
+        scores = chain(torch.from_numpy(seen), torch.from_numpy(logits.copy()))
+        answers.append(torch.softmax(scores, dim=-1).numpy())
+    return {"logits": logits, "seen": seen, "probabilities": np.stack(answers)}
+
+
 def main() -> None:
-    """Writes references/llama_<name>.npz for every config of llama.json, and references/rope.npz."""
+    """Writes references/llama_<name>.npz for every config of llama.json, references/rope.npz and sampling.npz."""
     torch.set_num_threads(1)
     references = HERE / "references"
     ropes = {
@@ -104,6 +134,8 @@ def main() -> None:
         for part, value in rope_reference(raw).items()
     }
     np.savez_compressed(references / "rope.npz", allow_pickle=False, **ropes)
+    sampling = sampling_reference(json.loads((HERE / "sampling.json").read_text()))
+    np.savez_compressed(references / "sampling.npz", allow_pickle=False, **sampling)
     for name, config in json.loads((HERE / "llama.json").read_text()).items():
         np.savez_compressed(references / f"llama_{name}.npz", allow_pickle=False, **llama_reference(name, config))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,21 +29,26 @@ def load_llama(folder: Path) -> tuple[Config, Llama]:
     """The module with the checkpoint's tensors, each of which is read exactly once."""
     config = Config.from_hf(json.loads((folder / "config.json").read_text()))
     tensors = load_file(folder / "model.safetensors")
-    model = Llama(config, rngs=nnx.Rngs(0))
-    params = {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    values = {}
     for weight in config.weights().weights:
         sources = []
         for source, shape in weight.source_shapes():
             tensor = tensors.pop(source)
             assert tensor.shape == shape, source
             sources.append(tensor.T if weight.transposed else tensor)
-        param = params.pop(weight.name)
-        assert param.shape == weight.shape, weight.name
-        param[...] = jnp.asarray(np.concatenate(sources, axis=-1))
-    assert not tensors and not params
-    return config, model
+        values[weight.name] = np.concatenate(sources, axis=-1)
+    assert not tensors
+    definition, params = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    filled = []
+    for path, param in nnx.to_flat_state(params):
+        value = values.pop(".".join(map(str, path)))
+        assert param.shape == value.shape, path
+        filled.append((path, param.replace(jnp.asarray(value))))
+    assert not values
+    return config, nnx.merge(definition, nnx.from_flat_state(filled))
 
 
+@partial(nnx.jit, static_argnums=0)
 def dense_forward(config: Config, model: Llama, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """Logits (T, V) of one row; token t is rotated as when its row had `lengths[t]` tokens, keys keep that rotation."""
     positions = jnp.arange(len(tokens), dtype=jnp.int32)

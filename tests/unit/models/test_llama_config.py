@@ -10,9 +10,9 @@ import pytest
 from transformers import LlamaConfig
 
 from max import ModelError
+from max.compiler.weights import WeightTable
 from max.models.llama_config import Config
 from max.models.rope import Rope
-from max.models.weights import WeightTable
 
 CONFIGS: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "parity" / "llama.json").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ GROUPED = CONFIGS["gqa2_llama3_tied"]
 @pytest.mark.parametrize("name", CONFIGS)
 def test_reads_what_transformers_reads(name):
     config = Config.from_hf(CONFIGS[name])
-    theirs = LlamaConfig(**json.loads(json.dumps(CONFIGS[name])))
+    theirs: Any = LlamaConfig(**json.loads(json.dumps(CONFIGS[name])))
     assert (config.head_dim, config.num_heads, config.num_kv_heads) == (
         theirs.head_dim,
         theirs.num_attention_heads,
@@ -50,7 +50,8 @@ def test_what_transformers_saves_parses_to_the_same(name):
 
 
 def test_defaults_are_those_of_transformers():
-    bare = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bare: dict[str, Any] = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 8)
+    bare |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     theirs = LlamaConfig(**bare)
     config = Config.from_hf(bare)
     assert config == Config(8, 8, 8, 1, 2, 2, 4, theirs.rms_norm_eps, theirs.max_position_embeddings, Rope(4, 10000.0))
