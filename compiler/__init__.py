@@ -8,7 +8,7 @@ import os
 # Tracing needs no device: jax must not look for accelerators, nor warn that there are none.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from .graph import Graph, Module, TensorType  # noqa: E402
-from .target import Target  # noqa: E402
+from .graph import Graph, Module, TensorType
+from .target import Target
 
 __all__ = ["Graph", "Module", "Target", "TensorType"]

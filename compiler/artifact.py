@@ -102,7 +102,9 @@ class _Compilation:
         sources = {
             name: xla.bytecode(segments.extract(merged, name, aliases)) for name, aliases in plan.aliases.items()
         }
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="compile") as pool:
+        # XLA's dumps of two compilations at once have crashed the process.
+        workers = 1 if self.dump.enabled else len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool:
             jobs = {name: pool.submit(self._compile_one, name, source) for name, source in sources.items()}
             for done, (name, job) in enumerate(jobs.items(), 1):
                 self.compiled[name] = job.result()
@@ -153,9 +155,7 @@ class _Compilation:
                     {"name": argument.name, "role": argument.role, **_json_types([argument.type])[0]}
                     for argument in graph.arguments
                 ],
-                "outputs": [
-                    {"name": _output_name(graph, i), **row} for i, row in enumerate(_json_types(outputs))
-                ],
+                "outputs": [{"name": _output_name(graph, i), **row} for i, row in enumerate(_json_types(outputs))],
                 "calls": [[call.executable, list(call.arguments), list(call.results)] for call in steps.calls],
                 "returns": list(steps.outputs),
             }
@@ -174,8 +174,9 @@ class _Compilation:
         chosen = sorted(types, key=lambda name: sum(type.nbytes for type in types[name][0]))[:8]
         results = {}
         for name in filter(lambda name: probe.fits(types[name][0]), chosen):
-            executable = xla.load_executable(self.compiled[name].executable)
-            results[name] = probe.run(executable, name, types[name][0])
+            arguments, outputs = types[name]
+            executable = xla.load_executable(self.compiled[name].executable, outputs)
+            results[name] = probe.run(executable, name, arguments)
         return {"tolerance": probe.TOLERANCE, "results": results}
 
     def _provenance(self) -> dict[str, Any]:

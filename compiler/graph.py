@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,13 +22,8 @@ class TensorType:
 
     @property
     def nbytes(self) -> int:
-        import math
-
-        import ml_dtypes
-        import numpy as np
-
-        dtype = np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
-        return math.prod(self.shape) * dtype.itemsize
+        bits = re.search(r"\d+$", self.dtype)
+        return math.prod(self.shape) * (int(bits.group()) // 8 if bits else 1)  # "bool" has no digits
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -61,8 +58,8 @@ class Module:
 class Graph:
     """One function that can be called at run time.
 
-    forward:     a JAX-traceable function. Without weights and state it takes the inputs and returns an array or a tuple;
-                 with either it takes (weights, state, *inputs), dicts by name, and returns (outputs, new state)
+    forward:     a JAX-traceable function. Without weights and state it takes the inputs and returns an array or a
+                 tuple; with either it takes (weights, state, *inputs), dicts by name, and returns (outputs, new state)
     input_types: the inputs' types, or a mapping that names them
     weights:     bound once when the graph is loaded
     state:       updated in place by every call (donated); the new state must have the same names and types

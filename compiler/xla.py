@@ -21,7 +21,7 @@ from .counters import COUNTERS
 if TYPE_CHECKING:
     from jaxlib.mlir import ir
 
-    from .graph import Graph
+    from .graph import Graph, TensorType
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,14 @@ def _host() -> _Host:
     xla_client = _jaxlib()
     client = xla_client.make_cpu_client(asynchronous=True)
     device = client.local_devices()[0]
-    return _Host(
-        client, device, xla_client.DeviceList((device,)), xla_client._xla.SingleDeviceSharding(device)
-    )
+    return _Host(client, device, xla_client.DeviceList((device,)), xla_client._xla.SingleDeviceSharding(device))
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The numpy dtype of a TensorType's dtype name."""
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def start_client() -> None:
@@ -65,12 +70,12 @@ def start_client() -> None:
 
 
 class _Aval:
-    """What `batched_device_put` asks of an abstract value."""
+    """What jaxlib asks of an abstract value."""
 
     __slots__ = ("dtype", "shape", "weak_type")
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.shape, self.dtype, self.weak_type = array.shape, array.dtype, False
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.shape, self.dtype, self.weak_type = shape, dtype, False
 
 
 def put(array: np.ndarray) -> Buffer:
@@ -80,7 +85,17 @@ def put(array: np.ndarray) -> Buffer:
     """
     host = _host()
     return _jaxlib()._xla.batched_device_put(
-        _Aval(array), host.sharding, [array], [host.device], True, False, enable_x64=True
+        _Aval(array.shape, array.dtype), host.sharding, [array], [host.device], True, False, enable_x64=True
+    )
+
+
+def put_owned(shape: tuple[int, ...], dtype: str) -> Buffer:
+    """Zeros in memory that belongs to the client: only such memory can be donated without a copy."""
+    host = _host()
+    zeros = np.zeros(shape, numpy_dtype(dtype))
+    semantics = _jaxlib()._xla.HostBufferSemantics.IMMUTABLE_ONLY_DURING_CALL
+    return _jaxlib()._xla.batched_device_put(
+        _Aval(shape, zeros.dtype), host.sharding, [zeros], [host.device], True, False, semantics, enable_x64=True
     )
 
 
@@ -120,27 +135,32 @@ def address(buffer: Buffer) -> int:
 class Executable:
     """A loaded executable. Calls are not checked here: PJRT compares byte sizes only, `runtime.Model` checks types."""
 
-    def __init__(self, loaded: Any) -> None:
+    def __init__(self, loaded: Any, results: Sequence[TensorType]) -> None:
+        # Without these handlers jaxlib would import jax to wrap the results.
+        handler, sharding = _jaxlib()._xla.array_result_handler, _host().sharding
+        self._handlers = [handler(_Aval(type.shape, numpy_dtype(type.dtype)), sharding, True) for type in results]
         self._loaded = loaded
 
     def __call__(self, arguments: list[Buffer]) -> list[Buffer]:
-        results = self._loaded.execute_sharded(arguments).disassemble_into_single_device_arrays()
-        return [result[0] for result in results]
+        return self._loaded.execute_sharded(arguments).consume_with_handlers(self._handlers)
 
     def hlo(self) -> str:
         """The optimized HLO as text."""
         return self._loaded.hlo_modules()[0].to_string()
 
 
-def load_executable(data: bytes) -> Executable:
-    """Loads PJRT bytes whose hash has been checked; raises CacheError when PJRT refuses them."""
+def load_executable(data: bytes, results: Sequence[TensorType]) -> Executable:
+    """Loads PJRT bytes whose hash has been checked, with the types of its results.
+
+    Raises CacheError when PJRT refuses them.
+    """
     host = _host()
     try:
         loaded = host.client.deserialize_executable(data, host.devices, None)
     except _jaxlib()._xla.JaxRuntimeError as error:
         raise CacheError(f"an executable cannot be loaded: {error}", "It will be compiled anew.") from error
     COUNTERS.loaded += 1
-    return Executable(loaded)
+    return Executable(loaded, results)
 
 
 @dataclass(frozen=True)
@@ -292,9 +312,7 @@ def portable_bytecode(module: ir.Module) -> bytes:
     with module.context:
         copy = ir.Module.parse(bytecode(module))  # serializing turns the module itself into the versioned dialect
     window = stablehlo.StablehloCompatibilityRequirement.WEEK_12
-    return stablehlo.serialize_portable_artifact(
-        copy, stablehlo.get_version_from_compatibility_requirement(window)
-    )
+    return stablehlo.serialize_portable_artifact(copy, stablehlo.get_version_from_compatibility_requirement(window))
 
 
 def from_portable_bytecode(data: bytes) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from flax import nnx
 
 from ..compiler import Module
+from ..compiler.limits import Limits
 from . import llama
-from .limits import Limits
 from .sampler import add_samplers
 from .text_graphs import DecoderConfig, StepBuilder
 

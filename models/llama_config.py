@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import ModelError
+from ..compiler.weights import Weight, WeightTable
 from .config_keys import number, optional, refuse_unsupported, require
 from .rope import Rope
-from .weights import Weight, WeightTable
 
 
 @dataclass(frozen=True)

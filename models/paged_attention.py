@@ -1,8 +1,8 @@
 """Ragged paged attention in plain XLA: one formulation for prefill, chunked prefill, decode and mixed batches.
 
-The tokens of a step lie row after row. They are cut into tiles of one row each; every tile visits only the pages that it
-can see, with an online softmax, so that the work follows the real lengths and nothing of the size of the context is
-ever gathered. Sources: PagedAttention, arXiv:2309.06180; online softmax, arXiv:1805.02867.
+The tokens of a step lie row after row. They are cut into tiles of one row each; every tile visits only the pages that
+it can see, with an online softmax, so that the work follows the real lengths and nothing of the size of the context
+is ever gathered. Sources: PagedAttention, arXiv:2309.06180; online softmax, arXiv:1805.02867.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import UnsupportedArchitecture
 
 if TYPE_CHECKING:
-    from .weights import WeightTable
+    from ..compiler.weights import WeightTable
 
 
 class Config(Protocol):

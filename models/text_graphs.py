@@ -15,14 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..compiler import Graph, Module, TensorType
+from ..compiler.limits import Limits
+from ..compiler.weights import WeightTable
 from .layers import split_heads
-from .limits import Limits
 from .paged_attention import Tiles, make_tiles, paged_attention, write_pages
 from .rope import Rope, rope_tables, rotate
-from .weights import WeightTable
 
 Weights = dict[str, jax.Array]
 _PAGES = "pages.{}"
+_EMBED_INPUTS = ("tokens", "token_src", "prev_ids", "positions", "rows", "lengths")
 
 
 class DecoderConfig(Protocol):
@@ -86,9 +87,10 @@ class StepBuilder:
     def add(self, module: Module, tokens: int, rows: int) -> Graph:
         """Adds the step of `tokens` tokens that gives `rows` rows of logits.
 
-        Inputs, all int32: tokens (T,) and token_src (T,): the index in prev_ids (B,), the
-        sampler's last output, of a token that is still on the device, or -1; positions (T,); rows (T,), -1 for padding; slots (T,); page_table (B, max_pages); lengths (B,)
-        after this step; logit_rows (R,), the tokens whose logits are wanted. Output: logits (R, V) float32.
+        Inputs, all int32: tokens (T,); token_src (T,), the index in prev_ids (B,), the sampler's last output, of a
+        token that is still on the device, or -1; positions (T,); rows (T,), -1 for padding; slots (T,); page_table
+        (B, max_pages); lengths (B,) after this step; logit_rows (R,), the tokens whose logits are wanted.
+        Output: logits (R, V) float32.
         """
         limits, name = self.limits, f"step_t{tokens}_r{rows}"
         inputs = {
@@ -107,7 +109,10 @@ class StepBuilder:
         def step(weights: Weights, state: Weights, *values: jax.Array) -> tuple[jax.Array, Weights]:
             given = dict(zip(inputs, values, strict=True))
             outer = {name: weights[name] for name in self.outer}
-            x, context = embed(outer, {name: given[name] for name in ("tokens", "token_src", "prev_ids", "positions", "rows", "lengths")})
+            x, context = embed(
+                outer,
+                {name: given[name] for name in _EMBED_INPUTS},
+            )
             new_state = {}
             for layer in range(self.config.num_layers):
                 prefix, pages = f"blocks.{layer}.", _PAGES.format(layer)
@@ -117,9 +122,7 @@ class StepBuilder:
             return head(outer, x, given["logit_rows"]), new_state
 
         types = {name: TensorType("int32", shape) for name, shape in inputs.items()}
-        return Graph(
-            name, step, types, weights=self.weights, state=self.state, outputs=("logits",), module=module
-        )
+        return Graph(name, step, types, weights=self.weights, state=self.state, outputs=("logits",), module=module)
 
     def _parts(self, tokens: int, rows: int) -> tuple[Callable[..., Any], ...]:
         """The three functions of a step, named for their sizes, each jitted so that it is lowered once and called."""

@@ -31,8 +31,8 @@ from .prepared_format import (
 )
 
 if TYPE_CHECKING:
-    from ..models.checkpoint import Checkpoint
-    from ..models.weights import Weight, WeightTable
+    from ..compiler.weights import Weight, WeightTable
+    from .checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
 """Takes the bytes done and the bytes there are; called in the thread that asked for the work."""

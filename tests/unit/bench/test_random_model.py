@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer
 
 from max.bench.random_model import SIZES, _bfloat16, _tokenizer, main, write_checkpoint
-from max.models.checkpoint import Checkpoint
 from max.models.table import find, load_config
+from max.runtime.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from max import CacheError, WeightError
-from max.models.checkpoint import Checkpoint
-from max.models.weights import Weight, WeightTable
+from max.compiler.weights import Weight, WeightTable
 from max.runtime import prepared, prepared_format
 from max.runtime.arena import Arena
+from max.runtime.checkpoint import Checkpoint
 from max.runtime.prepared import layout_of, load, prepare, prepare_into
 
 RANDOM = np.random.default_rng(0)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .. import ModelError, WeightError
+from ..compiler.weights import WeightTable
 from .safetensors_file import TensorInfo, read_header
 from .tensor_stream import FLOAT_DTYPES, read_tensor
-from .weights import WeightTable
 
 MAX_JSON_BYTES = 32_000_000
 NAMES_SHOWN = 12

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save, save_file
 
 from max import ModelError, WeightError
-from max.models import tensor_stream
-from max.models.checkpoint import Checkpoint
-from max.models.safetensors_file import read_header
-from max.models.weights import Weight, WeightTable
+from max.compiler.weights import Weight, WeightTable
+from max.runtime import tensor_stream
+from max.runtime.checkpoint import Checkpoint
+from max.runtime.safetensors_file import read_header
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "hidden_size": 8}
 RANDOM = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_the_identity_is_json_and_changes_with_the_header_the_config_and_any_fil
 
 
 def test_neither_checkpoints_nor_the_table_import_jax() -> None:
-    code = "import max.models.checkpoint, max.models.table, sys; sys.exit('jax' in sys.modules)"
+    code = "import max.runtime.checkpoint, max.models.table, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd="/", check=False).returncode == 0
 
 
