@@ -1,0 +1,175 @@
+"""A graph that can be called: its signature, its plan over executables, and its bound weights and state."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import RequestError
+from ..compiler import TensorType, xla
+
+
+class InputError(RequestError, ValueError):
+    """An argument of a model has the wrong dtype, shape or number."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor on the device: what models return, and take without a copy."""
+
+    array: xla.Buffer
+    dtype: str
+    shape: tuple[int, ...]
+
+    def to_numpy(self) -> np.ndarray:
+        """Waits for the result; the array shares the buffer's memory and cannot be written to."""
+        return xla.fetch(self.array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.to_numpy(), dtype=dtype, copy=copy)
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """A graph as the artifact's manifest describes it; values are numbered as in compiler/segments.py."""
+
+    name: str
+    weights: tuple[TensorSpec, ...]
+    state: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    calls: tuple[tuple[str, tuple[int, ...]], ...]
+    returns: tuple[int, ...]
+
+    @staticmethod
+    def from_json(name: str, row: Mapping[str, Any]) -> GraphSpec:
+        def specs(role: str) -> tuple[TensorSpec, ...]:
+            return tuple(_spec(argument) for argument in row["arguments"] if argument["role"] == role)
+
+        calls = tuple((executable, tuple(arguments)) for executable, arguments, _ in row["calls"])
+        outputs = tuple(map(_spec, row["outputs"]))
+        return GraphSpec(name, specs("weight"), specs("state"), specs("input"), outputs, calls, tuple(row["returns"]))
+
+
+def _spec(row: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(row["name"], row["dtype"], tuple(row["shape"]))
+
+
+class Executables:
+    """The executables of one artifact, each loaded when it is first called or when `load` is told to, once."""
+
+    def __init__(self, load: Callable[[str], xla.Executable]) -> None:
+        """load: reads, checks and loads an executable by name."""
+        self._load = load
+        self._loaded: dict[str, xla.Executable] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def load(self, name: str) -> xla.Executable:
+        found = self._loaded.get(name)
+        if found is not None:
+            return found
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+
+class State:
+    """The tensors that models update in place, zero at first; models of one load share them by name."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, xla.Buffer] = {}
+
+    def take(self, spec: TensorSpec) -> xla.Buffer:
+        """The tensor as an argument that is about to be donated."""
+        found = self._arrays.pop(spec.name, None)
+        return xla.put_owned(spec.shape, spec.dtype) if found is None else found
+
+    def keep(self, spec: TensorSpec, array: xla.Buffer) -> None:
+        self._arrays[spec.name] = array
+
+
+class Model:
+    """One loaded graph."""
+
+    def __init__(self, spec: GraphSpec, executables: Executables, weights: Mapping[str, xla.Buffer], state: State):
+        self._spec, self._executables, self._state = spec, executables, state
+        self._weights = [weights[weight.name] for weight in spec.weights]
+
+    @property
+    def name(self) -> str:
+        return self._spec.name
+
+    @property
+    def input_metadata(self) -> list[TensorSpec]:
+        return list(self._spec.inputs)
+
+    @property
+    def output_metadata(self) -> list[TensorSpec]:
+        return list(self._spec.outputs)
+
+    def load(self) -> None:
+        """Loads this graph's executables now rather than at the first call."""
+        for executable, _ in self._spec.calls:
+            self._executables.load(executable)
+
+    def execute(self, *inputs: np.ndarray | Buffer) -> list[Buffer]:
+        """Calls the graph and returns its outputs, which may still be being computed.
+
+        Raises InputError unless number, dtypes and shapes are those of `input_metadata`: PJRT compares sizes only.
+        Arrays are not copied: they must not be written to before an output has been fetched.
+        """
+        spec = self._spec
+        if len(inputs) != len(spec.inputs):
+            names = ", ".join(each.name for each in spec.inputs)
+            raise InputError(f"{spec.name} takes {len(spec.inputs)} inputs, not {len(inputs)}", f"They are: {names}.")
+        checked = [_check(value, want, i) for i, (value, want) in enumerate(zip(inputs, spec.inputs, strict=True))]
+        values = [*self._weights, *(self._state.take(each) for each in spec.state), *checked]
+        for executable, arguments in spec.calls:
+            values += self._executables.load(executable)([values[i] for i in arguments])
+        results = [values[i] for i in spec.returns]
+        num_outputs = len(spec.outputs)
+        for each, array in zip(spec.state, results[num_outputs:], strict=True):
+            self._state.keep(each, array)
+        return [Buffer(array, each.dtype, each.shape) for array, each in zip(results, spec.outputs, strict=False)]
+
+    __call__ = execute
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, inputs={self.input_metadata}, outputs={self.output_metadata})"
+
+
+def _check(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> xla.Buffer:
+    if not isinstance(value, (np.ndarray, Buffer)):
+        raise InputError(f"input {want.name} at position {position} is a {type(value).__name__}", "Pass an array.")
+    if value.shape != want.shape or str(value.dtype) != want.dtype:
+        have = TensorType(str(value.dtype), tuple(value.shape))
+        raise InputError(
+            f"input {want.name} at position {position} is {have}", f"It must be {TensorType(want.dtype, want.shape)}."
+        )
+    return value.array if isinstance(value, Buffer) else xla.put(np.ascontiguousarray(value))
+
+
+def bind(specs: Sequence[TensorSpec], registry: Mapping[str, np.ndarray]) -> dict[str, xla.Buffer]:
+    """The weights that graphs want, as buffers that share the registry's memory; raises InputError for wrong ones."""
+    wanted = {spec.name: spec for spec in specs}
+    missing = sorted(set(wanted) - set(registry))
+    if missing:
+        raise InputError(f"no weight was given for {', '.join(missing[:8])}", "Pass them in weights_registry by name.")
+    return {name: _check(registry[name], spec, i) for i, (name, spec) in enumerate(wanted.items())}

@@ -1,0 +1,132 @@
+"""InferenceSession: from a module of graphs, or an artifact on disk, to models that can be called."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import CacheError, ConfigError, RequestError
+from ..cache import mef
+from ..compiler import Graph, Module, Target, TensorType, xla
+from ..compiler.dump import Dump, dump_folder
+from .model import Executables, GraphSpec, Model, State, TensorSpec, bind
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """One graph of a compiled artifact, before anything of it is loaded."""
+
+    name: str
+    input_metadata: list[TensorSpec]
+    output_metadata: list[TensorSpec]
+
+
+class CompiledModels:
+    """A compile artifact: MEF bytes and the graphs in them. Not executable; `InferenceSession.init_all` makes it so."""
+
+    def __init__(self, artifact: mef.Mef) -> None:
+        self.artifact = artifact
+        manifest = artifact.json(mef.MANIFEST)
+        self.target: str = manifest["target"]
+        self.facts: dict[str, object] = manifest["facts"]
+        self.graphs = {name: GraphSpec.from_json(name, row) for name, row in manifest["graphs"].items()}
+        self._signatures = artifact.json(mef.SIGNATURES)
+        self._metadata = [
+            ModelMetadata(name, list(graph.inputs), list(graph.outputs)) for name, graph in self.graphs.items()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._metadata)
+
+    def __iter__(self) -> Iterator[ModelMetadata]:
+        return iter(self._metadata)
+
+    def __getitem__(self, index: int) -> ModelMetadata:
+        return self._metadata[index]
+
+    def export_mef(self, path: str | Path) -> None:
+        """Writes the artifact, byte for byte as it is in the cache."""
+        Path(path).write_bytes(self.artifact.content())
+
+    def load_executable(self, name: str) -> xla.Executable:
+        """Loads an executable after its hash has been compared; raises CacheError when it is damaged or not there."""
+        section = self.artifact.find(mef.NATIVE, name, self.target)
+        if section is None:
+            raise CacheError(f"the artifact has no executable {name} for {self.target}", "It will be compiled anew.")
+        results = [TensorType(row["dtype"], tuple(row["shape"])) for row in self._signatures[name]["results"]]
+        return xla.load_executable(self.artifact.read(section), results)
+
+    def check_host(self) -> None:
+        """Raises CacheError when this host lacks instruction sets that the code uses: XLA would load and crash."""
+        compat = self.artifact.json(mef.COMPAT)
+        missing = Target.parse("cpu").missing_features(compat["requires"])
+        if compat["platform"] != "cpu" or missing:
+            raise CacheError(
+                f"the artifact was compiled for {self.target} and needs {', '.join(missing) or compat['platform']}",
+                "Compile it on this host, or for a target that this host has.",
+            )
+
+
+class DebugSettings:
+    """Settings for compiler engineers; `ir_output_dir` asks for a dump of every stage."""
+
+    def __init__(self) -> None:
+        self.ir_output_dir: str | Path | None = dump_folder()
+
+    def dump(self) -> Dump:
+        return Dump(None if self.ir_output_dir is None else Path(self.ir_output_dir))
+
+
+class InferenceSession:
+    """Compiles and loads models for one device."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.target = Target.parse(device)
+        self.debug = DebugSettings()
+
+    def compile(self, model: Module | Graph | str | Path) -> CompiledModels:
+        """A module, graph or path to a MEF as a compile artifact. Raises CompileError, CacheError or ConfigError."""
+        if isinstance(model, (str, Path)):
+            if not Path(model).is_file():
+                raise ConfigError(f"there is no artifact at {model}", "Give the path of a .mef file.")
+            return CompiledModels(mef.Mef.open(model))
+        from ..compiler.artifact import Options, compile_module
+
+        module = model.module if isinstance(model, Graph) else model
+        buffer = io.BytesIO()
+        compile_module(module, self.target, mef.MefWriter(buffer), Options(dump=self.debug.dump()))
+        return CompiledModels(mef.Mef.from_bytes(buffer.getvalue()))
+
+    def init_all(
+        self, compiled: CompiledModels, weights_registry: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Model]:
+        """Makes every graph of an artifact callable; executables are loaded at their first call.
+
+        weights_registry: arrays by weight name, shared and not copied when they start at a 64-byte boundary
+        """
+        compiled.check_host()
+        xla.start_client()
+        specs = {spec.name: spec for graph in compiled.graphs.values() for spec in graph.weights}
+        weights = bind(list(specs.values()), weights_registry or {})
+        executables, state = Executables(compiled.load_executable), State()
+        return {name: Model(graph, executables, weights, state) for name, graph in compiled.graphs.items()}
+
+    def load_all(
+        self, model: Module | Graph | str | Path, weights_registry: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Model]:
+        """Compiles or opens, then loads; models by graph name."""
+        return self.init_all(self.compile(model), weights_registry)
+
+    def load(self, model: Graph | str | Path, weights_registry: Mapping[str, np.ndarray] | None = None) -> Model:
+        """`load_all` for an artifact of one graph; raises RequestError when there are more."""
+        models = self.load_all(model, weights_registry)
+        if len(models) != 1:
+            raise RequestError(f"there are {len(models)} graphs: {', '.join(models)}", "Use load_all.")
+        return next(iter(models.values()))
