@@ -1,6 +1,5 @@
 """Keys: everything that decides what a compiled artifact contains, and one digest over all of it."""
 
-import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -116,6 +115,8 @@ def toolchain(platform: str = "cpu") -> dict[str, str]:
 
     They come from the installed packages' metadata; nothing is imported. A package that is not installed is left out.
     """
+    import importlib.metadata  # 40 ms, and most users of keys already have a key
+
     versions = {"mef": f"{MEF_VERSION[0]}.{MEF_VERSION[1]}"}
     for package in ("jax", "jaxlib", "flax", *_PLUGINS.get(platform, ())):
         try:

@@ -9,7 +9,6 @@ twice. Should two processes hold a lease after all, work is done twice and nothi
 import contextlib
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -236,7 +235,7 @@ def _place() -> dict[str, str]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     with contextlib.suppress(OSError):
         pids = os.readlink("/proc/self/ns/pid")
-    return {"host": socket.gethostname(), "boot": boot, "pids": pids}
+    return {"host": os.uname().nodename, "boot": boot, "pids": pids}
 
 
 def _started(pid: Any) -> int | None:

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import msgspec
+import xxhash
 
 from .. import CacheError
 from .canonical import canonical_json
@@ -14,6 +15,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 """A sha256 in hex: the id of an artifact or of prepared weights."""
 
 MAX_RECORD_BYTES = 16 << 20
+_SEALED = b'{"check":"%s","record":%s}'
 
 
 class ActionRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,16 +34,22 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def encode(record: msgspec.Struct) -> bytes:
-    """Returns a record's canonical JSON. Raises: TypeError when it holds what JSON cannot."""
-    return canonical_json(msgspec.to_builtins(record))
+    """Returns a record as JSON with a check value. Raises: TypeError when it holds what JSON cannot."""
+    return seal(canonical_json(msgspec.to_builtins(record)))
+
+
+def seal(body: bytes) -> bytes:
+    """Wraps JSON in an object with the xxh3-128 of its bytes, since a flipped digit is valid JSON too."""
+    return _SEALED % (xxhash.xxh3_128_hexdigest(body).encode(), body)
 
 
 def decode[T: msgspec.Struct](data: bytes, record_type: type[T], origin: object) -> T:
     """Reads a record. Raises: CacheError, naming `origin`, for anything that is not exactly such a record."""
     hint = "it will be made again; delete the file if this message comes back"
-    if len(data) > MAX_RECORD_BYTES:
-        raise CacheError(f"{origin} is damaged: a record has at most {MAX_RECORD_BYTES} bytes", hint)
+    body = data[len(_SEALED % (bytes(32), b"")) - 1 : -1]
+    if len(data) > MAX_RECORD_BYTES or seal(body) != data:
+        raise CacheError(f"{origin} is damaged: its check value is not that of its content", hint)
     try:
-        return msgspec.json.decode(data, type=record_type)
+        return msgspec.json.decode(body, type=record_type)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CacheError(f"{origin} is damaged: {error}", hint) from error

@@ -7,7 +7,9 @@ import pytest
 
 from max import CacheError
 from max.cache.binding import Binding, BoundFile, binding_digest, checkpoint_identity
+from max.cache.canonical import canonical_json
 from max.cache.key import make_key
+from max.cache.record import seal
 
 IDENTITY = {
     "path": "/models/tiny",
@@ -69,7 +71,7 @@ def test_the_digest_follows_the_checkpoint_and_the_settings():
     ],
 )
 def test_damage_is_a_cache_error(changes):
-    data = json.dumps(json.loads(make_binding().encoded()) | changes).encode()
+    data = seal(canonical_json(json.loads(make_binding().encoded())["record"] | changes))
     with pytest.raises(CacheError, match=r"some\.json is damaged"):
         Binding.decoded(data, "some.json")
 

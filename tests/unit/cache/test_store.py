@@ -1,10 +1,12 @@
 """The store: what is published is found, what is damaged is set aside, and no trouble stops the caller."""
 
+import contextlib
 import errno
 import logging
 import os
 import time
 
+import msgspec
 import pytest
 
 from max import CacheError, ConfigError
@@ -12,6 +14,7 @@ from max.cache import mef
 from max.cache.binding import Binding, checkpoint_identity
 from max.cache.key import Difference, make_key
 from max.cache.mef import MefWriter
+from max.cache.record import encode
 
 KEY = make_key({"model": {"layers": 2}, "max_batch": 8})
 OTHER = make_key({"model": {"layers": 2}, "max_batch": 4})
@@ -113,19 +116,40 @@ def test_a_damaged_index_entry_is_set_aside(open_store, make_artifact, caplog, w
     store.publish(KEY, make_artifact())
     store.publish(OTHER, make_artifact())
     index = store.root / "index" / f"{KEY}.json"
-    text = index.read_text()
-    index.write_text(
+    (record,) = (record for record in store.records() if record.key == KEY.digest)
+    index.write_bytes(
         {
-            "noise": "{" * 500,
-            "empty": "",
-            "other key": (store.root / "index" / f"{OTHER}.json").read_text(),
-            "other factors": text.replace('"max_batch":8', '"max_batch":9'),
+            "noise": b"{" * 500,
+            "empty": b"",
+            "other key": (store.root / "index" / f"{OTHER}.json").read_bytes(),
+            "other factors": encode(msgspec.structs.replace(record, factors=OTHER.factors)),
         }[what]
     )
     assert store.lookup(KEY) is None
     assert store.counters.misses == {"damaged": 1}
     assert store.lookup(OTHER) is not None
     assert len(warnings(caplog)) == 1
+
+
+def test_no_flipped_byte_is_believed(open_store, make_artifact):
+    store = open_store()
+    store.publish(KEY, make_artifact())
+    blob, index = next((store.root / "blobs").glob("*/*")), store.root / "index" / f"{KEY}.json"
+    for path in (blob, index):
+        good = path.read_bytes()
+        both = {blob: blob.read_bytes(), index: index.read_bytes()}
+        for place in [*range(80), *range(4096, 4105), *range(len(good) - 200, len(good), 3)]:
+            if place >= len(good):
+                continue
+            damaged = bytearray(good)
+            damaged[place] ^= 0x10
+            path.write_bytes(damaged)
+            found = store.lookup(KEY)
+            with contextlib.suppress(CacheError):
+                assert found is None or found.read(found.sections()[0]) == b"module"
+            for either, content in both.items():
+                either.write_bytes(content)
+    assert store.counters.quarantined > 150 and store.lookup(KEY) is not None
 
 
 def test_a_missing_blob_is_a_miss(open_store, make_artifact):
