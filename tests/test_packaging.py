@@ -1,0 +1,89 @@
+"""What is installed: the wheel holds every folder and data file, and the tested versions are complete and exact."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = {"bench", "cache", "cli", "compiler", "models", "runtime", "serve"}
+
+
+def packages_in_tree() -> set[str]:
+    """Every folder of the package that holds an __init__.py."""
+    found = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")}
+    return {"max", *(".".join(["max", *path.relative_to(ROOT).parts]) for path in found)}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built from a copy: an earlier build's leftovers would otherwise be packed again."""
+    work = tmp_path_factory.mktemp("wheel")
+    leave_out = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "tests")
+    shutil.copytree(ROOT, work / "source", ignore=leave_out)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
+    subprocess.run(
+        [*command, "--wheel-dir", str(work), str(work / "source")],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    )
+    return zipfile.ZipFile(next(work.glob("*.whl")))
+
+
+def test_every_folder_is_a_declared_package() -> None:
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages_in_tree()
+    top = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert top == FOLDERS
+
+
+def test_the_wheel_holds_every_source_file_and_nothing_else_of_the_tree(wheel: zipfile.ZipFile) -> None:
+    sources = {path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    sources |= {path.name for path in ROOT.glob("*.py")}
+    packed = {name.removeprefix("max/") for name in wheel.namelist() if name.endswith(".py")}
+    assert packed == sources
+
+
+def test_the_wheel_holds_types_the_built_in_model_and_the_licence(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    builtin = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    assert {"max/py.typed", *(f"max/models/builtin/{name}" for name in builtin)} <= names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    packed = wheel.read("max/models/builtin/model.safetensors")
+    assert packed == (ROOT / "models/builtin/model.safetensors").read_bytes()
+    assert sum(entry.compress_size for entry in wheel.infolist()) < 20e6
+
+
+def test_the_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
+    entry = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "max = max.cli.main:main" in wheel.read(entry).decode()
+
+
+def constraints() -> dict[str, str]:
+    """name -> version of constraints.txt, whose lines hold nothing else."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    wrong = [line for line in lines if not re.fullmatch(r"[a-z0-9][a-z0-9-]*==[0-9][0-9a-z.+]*", line)]
+    assert not wrong
+    pinned = dict(line.split("==") for line in lines)
+    assert list(pinned) == sorted(pinned) and len(pinned) == len(lines)
+    return pinned
+
+
+def test_constraints_allow_what_the_project_asks_for() -> None:
+    pinned = constraints()
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    wanted = [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
+    for requirement in map(Requirement, [*wanted, *PROJECT["build-system"]["requires"]]):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version and requirement.specifier.contains(version), f"{requirement} against {version}"
