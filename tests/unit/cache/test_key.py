@@ -42,6 +42,14 @@ def test_differences_are_dotted_and_complete():
     assert str(Difference("target", "cpu", Absent.ABSENT)) == "target: cpu wanted, (absent) stored"
 
 
+def test_values_that_python_calls_equal_are_told_apart():
+    assert explain({"a": 1, "b": True, "c": [0]}, {"a": 1.0, "b": 1, "c": [False]}) == [
+        Difference("a", 1, 1.0),
+        Difference("b", True, 1),
+        Difference("c", [0], [False]),
+    ]
+
+
 def test_factors_that_json_cannot_hold_are_refused_by_name():
     with pytest.raises(TypeError, match=r"factors\.mesh"):
         make_key({"mesh": object()})
@@ -67,7 +75,7 @@ def test_source_digest_follows_content_and_names_only(tmp_path):
 
     (second / "inner" / "kernel.cpp").write_text("changed")
     assert source_digest([second]) != digest
-    (first / "llama.py").rename(first / "renamed.py")
+    (first / "llama.py").rename(first / "inner" / "llama.py")
     assert source_digest([first]) != digest
 
 

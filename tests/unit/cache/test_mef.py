@@ -256,6 +256,13 @@ def test_memory_stays_near_what_is_really_there(real, claimed):
         tracemalloc.stop()
 
 
+def test_a_section_that_honestly_unpacks_to_too_much_is_refused(monkeypatch):
+    data = make_mef()
+    monkeypatch.setattr(mef, "MAX_RAW_BYTES", 439)
+    with pytest.raises(CacheError, match="module/text of 440 bytes"):
+        Mef.from_bytes(data)
+
+
 @pytest.mark.parametrize("kind", ["missing", "folder"])
 def test_paths_that_are_no_file(tmp_path, kind):
     path = tmp_path if kind == "folder" else tmp_path / "missing"
