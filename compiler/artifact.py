@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import CompileError, __version__
 from ..cache import mef
 from ..cache.key import toolchain
 from . import merge, probe, segments, xla
@@ -203,10 +203,9 @@ def _donated(module: Module) -> dict[str, list[int]]:
 def _executable_types(merged: ir.Module, plan: segments.Segments) -> dict[str, Types]:
     """Argument and result types of every executable, from the functions' MLIR types."""
     found = {}
-    for op in merged.body.operations:
-        name = merge.symbol_name(op)
+    for name, function in merge.functions_of(merged).items():
         if name in plan.aliases:
-            block = op.operation.regions[0].blocks[0]
+            block = function.regions[0].blocks[0]
             results = [operand.type for operand in block.operations[-1].operation.operands]
             found[name] = (
                 [_mlir_type(argument.type) for argument in block.arguments],
@@ -220,10 +219,12 @@ _DTYPES = {"f": "float", "i": "int", "ui": "uint", "bf": "bfloat"}
 
 def _mlir_type(type: ir.Type) -> TensorType:
     """`tensor<4x8xf32>` as TensorType("float32", (4, 8))."""
-    *shape, element = str(type).removeprefix("tensor<").removesuffix(">").split("x")
-    kind, bits = re.fullmatch(r"([a-z]+)(\d+)", element).groups()  # type: ignore[union-attr]
-    dtype = "bool" if element == "i1" else f"{_DTYPES[kind]}{bits}"
-    return TensorType(dtype, tuple(map(int, shape)))
+    found = re.fullmatch(r"tensor<((?:\d+x)*)(f|i|ui|bf)(\d+)>", str(type))
+    if found is None:
+        raise CompileError(f"a graph has a value of type {type}", "Use tensors of floats, integers and booleans.")
+    shape, kind, bits = found.groups()
+    dtype = "bool" if (kind, bits) == ("i", "1") else f"{_DTYPES[kind]}{bits}"
+    return TensorType(dtype, tuple(map(int, shape.split("x")[:-1])))
 
 
 def _parse_type(text: str) -> TensorType:

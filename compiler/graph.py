@@ -46,9 +46,16 @@ class Module:
         self.graphs: dict[str, Graph] = {}
 
     def add(self, graph: Graph) -> None:
-        """Adds a graph under its name; raises CompileError when the name is taken."""
+        """Adds a graph under its name; raises CompileError when the name is taken, or for a weight of two types."""
         if graph.name in self.graphs:
             raise CompileError(f"module {self.name} has a graph {graph.name} already", "Give each graph its own name.")
+        for other in self.graphs.values():
+            for mine, theirs in ((graph.weights, other.weights), (graph.state, other.state)):
+                for name in (name for name in mine if mine[name] != theirs.get(name, mine[name])):
+                    raise CompileError(
+                        f"{name} is {mine[name]} in graph {graph.name} and {theirs[name]} in graph {other.name}",
+                        "Graphs of one module share weights and state by name: give it one type, or two names.",
+                    )
         self.graphs[graph.name] = graph
 
     def __repr__(self) -> str:
@@ -78,6 +85,8 @@ class Graph:
         outputs: Sequence[str] = (),
         module: Module | None = None,
     ) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise CompileError(f"a graph cannot be named {name!r}", "Use letters, digits, '_', '-' and '.'.")
         self.name = name
         self.forward = forward
         if not isinstance(input_types, Mapping):

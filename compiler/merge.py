@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 # Locations name source files and lines: they would make equal graphs differ and grow the artifact.
 PASSES = "builtin.module(strip-debuginfo,canonicalize,cse,symbol-dce)"
 
-_CALLEE = re.compile(r"(?<![\w\"])@([\w.$-]+)")
-
 
 def merge(name: str, graphs: dict[str, bytes]) -> ir.Module:
-    """Joins graphs (StableHLO bytecode by name) into one verified module with a public function per graph."""
+    """Joins graphs (StableHLO bytecode by name) into one verified module with a public function per graph.
+
+    Raises CompileError for a graph that refers to functions otherwise than by calls, as callbacks and composites do.
+    """
     from jaxlib.mlir import ir
 
     context = xla.mlir_context()
@@ -35,30 +36,43 @@ def merge(name: str, graphs: dict[str, bytes]) -> ir.Module:
         taken = set(graphs)
         for graph, bytecode in graphs.items():
             source = ir.Module.parse(bytecode)
-            run_passes(source)
+            run_passes(source, graph)
             _add_graph(merged, source, graph, known, taken)
-        run_passes(merged)
-        if not merged.operation.verify():
-            raise CompileError(f"module {name} does not verify after merging", "This is a defect of the compiler.")
+            _verify(merged, graph)
+        run_passes(merged, name)
     return merged
 
 
-def run_passes(module: ir.Module) -> None:
-    """Runs the pass pipeline in place."""
+def run_passes(module: ir.Module, name: str) -> None:
+    """Runs the pass pipeline in place; raises CompileError naming the graph or module."""
+    from jaxlib.mlir import ir
     from jaxlib.mlir.passmanager import PassManager
 
-    PassManager.parse(PASSES, context=module.context).run(module.operation)
+    try:
+        PassManager.parse(PASSES, context=module.context).run(module.operation)
+    except ir.MLIRError as error:
+        raise CompileError(f"{name} does not pass {PASSES}: {error}", "This is a defect of the compiler.") from error
+
+
+def _verify(merged: ir.Module, graph: str) -> None:
+    from jaxlib.mlir import ir
+
+    try:
+        merged.operation.verify()
+    except ir.MLIRError as error:
+        raise CompileError(
+            f"graph {graph} cannot join its module: {error}", "Leave out callbacks, debug prints and composites."
+        ) from error
 
 
 def _add_graph(merged: ir.Module, source: ir.Module, graph: str, known: dict[str, str], taken: set[str]) -> None:
-    functions = {symbol_name(op): op for op in source.body.operations}
+    functions = functions_of(source)
     names: dict[str, str] = {}  # name in the source -> name in the merged module
     hashes: dict[str, str] = {}
     for name in callees_first(functions, "main"):
         if name == "main":
             continue
-        digest = _hash(functions[name], name, hashes)
-        hashes[name] = digest
+        digest = hashes[name] = _hash(functions[name], hashes)
         if digest in known:
             names[name] = known[digest]
             continue
@@ -96,29 +110,32 @@ def callee_of(call: ir.Operation) -> str:
     return ir.FlatSymbolRefAttr(call.attributes["callee"]).value
 
 
-def symbol_name(function: ir.Operation) -> str:
+def functions_of(module: ir.Module) -> dict[str, ir.Operation]:
+    """A module's functions by name, in their order."""
     from jaxlib.mlir import ir
 
-    return ir.StringAttr(function.operation.attributes["sym_name"]).value
+    operations = [op.operation for op in module.body.operations]
+    return {ir.StringAttr(op.attributes["sym_name"]).value: op for op in operations}
 
 
 def _walk(op: ir.Operation) -> Iterator[ir.Operation]:
-    for region in op.operation.regions:
+    for region in op.regions:
         for block in region:
             for inner in block.operations:
                 yield inner.operation
-                yield from _walk(inner)
+                yield from _walk(inner.operation)
 
 
-def _hash(function: ir.Operation, name: str, hashes: dict[str, str]) -> str:
-    def stable(match: re.Match[str]) -> str:
-        callee = match.group(1)
-        return "@self" if callee == name else f"@{hashes.get(callee, callee)}"
-
-    return hashlib.sha256(_CALLEE.sub(stable, str(function.operation)).encode()).hexdigest()
+def _hash(function: ir.Operation, hashes: dict[str, str]) -> str:
+    """The hash of a function's text with its own name left out and callees named by their hashes."""
+    copy = function.clone()
+    _rename(copy, "self", hashes)
+    return hashlib.sha256(str(copy).encode()).hexdigest()
 
 
 def _free_name(name: str, taken: set[str]) -> str:
+    """A name that is not taken yet, fit for a file's name too: jax calls a function `<lambda>`."""
+    name = re.sub(r"[^\w.-]", "_", name)
     candidate, number = name, 0
     while candidate in taken:
         number += 1
@@ -131,9 +148,15 @@ def _copy(merged: ir.Module, function: ir.Operation, name: str, names: dict[str,
     from jaxlib.mlir import ir
 
     with ir.InsertionPoint(merged.body):
-        copy = function.operation.clone()
-    copy.attributes["sym_name"] = ir.StringAttr.get(name)
+        copy = function.clone()
     copy.attributes["sym_visibility"] = ir.StringAttr.get("public" if public else "private")
-    for op in _walk(copy):
+    _rename(copy, name, names)
+
+
+def _rename(function: ir.Operation, name: str, callees: dict[str, str]) -> None:
+    from jaxlib.mlir import ir
+
+    function.attributes["sym_name"] = ir.StringAttr.get(name)
+    for op in _walk(function):
         if op.name == "func.call":
-            op.attributes["callee"] = ir.FlatSymbolRefAttr.get(names[callee_of(op)])
+            op.attributes["callee"] = ir.FlatSymbolRefAttr.get(callees[callee_of(op)])

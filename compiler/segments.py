@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .merge import callee_of, callees_first, symbol_name
+from .merge import callee_of, callees_first, functions_of
 
 if TYPE_CHECKING:
     from jaxlib.mlir import ir
@@ -50,16 +50,14 @@ def split(module: ir.Module, donated: dict[str, list[int]], *, use_subgraphs: bo
     """
     segments = Segments()
     candidates: dict[str, set[tuple[int, int]]] = {}
-    for op in module.body.operations:
-        name = symbol_name(op)
+    for name, function in functions_of(module).items():
         if name not in donated:
             continue
-        body = list(op.operation.regions[0].blocks[0].operations)
-        if use_subgraphs and len(body) > 1 and all(inner.operation.name == "func.call" for inner in body[:-1]):
-            plan = _plan_calls(op)
-            aliases = _aliases(op, plan, donated[name])
+        if use_subgraphs and _is_calls(function):
+            plan = _plan_calls(function)
+            aliases = _aliases(function, plan, donated[name])
         else:
-            plan, aliases = _plan_whole(op, donated[name])
+            plan, aliases = _plan_whole(name, function, donated[name])
         segments.plans[name] = plan
         for executable, pairs in aliases:
             # One executable serves many calls: it may only reuse what every one of them gives up.
@@ -68,10 +66,24 @@ def split(module: ir.Module, donated: dict[str, list[int]], *, use_subgraphs: bo
     return segments
 
 
-def _plan_whole(function: ir.Operation, donated: list[int]) -> tuple[Plan, list[tuple[str, set[tuple[int, int]]]]]:
-    name = symbol_name(function)
-    num_arguments = len(function.operation.regions[0].blocks[0].arguments)
-    num_results = len(function.operation.regions[0].blocks[0].operations[-1].operation.operands)
+def _is_calls(function: ir.Operation) -> bool:
+    """Whether a function is calls alone, and each value that it returns is a tensor of its own.
+
+    A state tensor that is returned as an output too would be donated by the next call under its holder's hands; only
+    XLA makes two of it.
+    """
+    block = function.regions[0].blocks[0]
+    *body, end = block.operations
+    returned = list(end.operation.operands)
+    own = len(set(returned)) == len(returned) and not any(value in returned for value in block.arguments)
+    return bool(body) and own and all(op.operation.name == "func.call" for op in body)
+
+
+def _plan_whole(
+    name: str, function: ir.Operation, donated: list[int]
+) -> tuple[Plan, list[tuple[str, set[tuple[int, int]]]]]:
+    block = function.regions[0].blocks[0]
+    num_arguments, num_results = len(block.arguments), len(block.operations[-1].operation.operands)
     results = tuple(range(num_arguments, num_arguments + num_results))
     call = Call(name, tuple(range(num_arguments)), results)
     first = num_results - len(donated)
@@ -80,7 +92,7 @@ def _plan_whole(function: ir.Operation, donated: list[int]) -> tuple[Plan, list[
 
 
 def _plan_calls(function: ir.Operation) -> Plan:
-    block = function.operation.regions[0].blocks[0]
+    block = function.regions[0].blocks[0]
     numbers = {value: i for i, value in enumerate(block.arguments)}
     calls = []
     *body, end = block.operations
@@ -97,7 +109,7 @@ def _aliases(function: ir.Operation, plan: Plan, donated: list[int]) -> list[tup
     types = _value_types(function, plan)
     uses = Counter(value for call in plan.calls for value in call.arguments)
     uses.update(plan.outputs)
-    num_arguments = len(function.operation.regions[0].blocks[0].arguments)
+    num_arguments = len(function.regions[0].blocks[0].arguments)
     # A state tensor must become the state that the graph returns for it, not another result of the same type.
     heirs = dict(zip(donated, plan.outputs[len(plan.outputs) - len(donated) :], strict=True))
     found = []
@@ -119,7 +131,7 @@ def _aliases(function: ir.Operation, plan: Plan, donated: list[int]) -> list[tup
 
 
 def _value_types(function: ir.Operation, plan: Plan) -> list[str]:
-    block = function.operation.regions[0].blocks[0]
+    block = function.regions[0].blocks[0]
     types = [str(argument.type) for argument in block.arguments]
     for op in list(block.operations)[: len(plan.calls)]:
         types += [str(result.type) for result in op.operation.results]
@@ -130,13 +142,13 @@ def extract(module: ir.Module, executable: str, aliases: tuple[tuple[int, int], 
     """One executable's own module: the function as `main` with all that it reaches; aliased arguments are donated."""
     from jaxlib.mlir import ir
 
-    functions = {symbol_name(op): op for op in module.body.operations}
+    functions = functions_of(module)
     with module.context, ir.Location.unknown():
         own = ir.Module.create()
         own.operation.attributes["sym_name"] = ir.StringAttr.get(executable)
         for name in callees_first(functions, executable):
             with ir.InsertionPoint(own.body):
-                copy = functions[name].operation.clone()
+                copy = functions[name].clone()
             if name == executable:
                 copy.attributes["sym_name"] = ir.StringAttr.get("main")
                 copy.attributes["sym_visibility"] = ir.StringAttr.get("public")

@@ -6,8 +6,9 @@ and lower. tests/unit/compiler/test_xla.py pins every private name that is used 
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from jaxlib.mlir import ir
 
     from .graph import Graph, TensorType
-
-logger = logging.getLogger(__name__)
 
 Buffer = Any
 """An array on a device (jaxlib's ArrayImpl), as executables take and return them."""
@@ -113,10 +112,21 @@ class _DLPack:
 
 
 def fetch(buffer: Buffer) -> np.ndarray:
-    """Waits for the buffer and returns it as a read-only array that shares its memory."""
+    """Waits for the buffer and returns it as a read-only array that shares its memory.
+
+    A dtype that numpy itself lacks, such as bfloat16, is copied: numpy's DLPack does not know it.
+    """
     xla = _jaxlib()._xla
     xla.batched_block_until_ready([buffer])
+    if buffer.aval.dtype.kind == "V":
+        return _copied(buffer)
     return np.from_dlpack(_DLPack(xla.buffer_to_dlpack_managed_tensor(buffer)))
+
+
+def _copied(buffer: Buffer) -> np.ndarray:
+    dtype, shape = buffer.aval.dtype, buffer.aval.shape
+    data = ctypes.string_at(address(buffer), math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def wait(buffers: Sequence[Buffer]) -> None:
@@ -234,8 +244,8 @@ def _field(message: bytes, wanted: int) -> bytes:
         if tag & 7 == 0:
             _, at = _varint(message, at)
             continue
-        if tag & 7 == 1:
-            at += 8
+        if tag & 7 in (1, 5):
+            at += 8 if tag & 7 == 1 else 4
             continue
         length, at = _varint(message, at)
         if tag >> 3 == wanted:
@@ -277,8 +287,19 @@ def lower(graph: Graph, platform: str) -> Lowered:
     donated = [i for i, argument in enumerate(arguments) if argument.role == "state"]
     traced = jax.jit(_named(graph.call_flat, graph.name), keep_unused=True, donate_argnums=donated).trace(*shapes)
     COUNTERS.traced += 1
-    lowered = traced.lower(lowering_platforms=(platform,))
-    return Lowered(str(traced.jaxpr), mlir.module_to_bytecode(lowered.compiler_ir("stablehlo")))
+    _check_state(graph, jax.tree.leaves(traced.out_info))
+    lowered: Any = traced.lower(lowering_platforms=(platform,)).compiler_ir("stablehlo")
+    return Lowered(str(traced.jaxpr), mlir.module_to_bytecode(lowered))
+
+
+def _check_state(graph: Graph, results: Sequence[Any]) -> None:
+    """The new state takes the place of the old one in memory, where PJRT compares byte sizes only."""
+    for (name, type), result in zip(graph.state.items(), results[len(results) - len(graph.state) :], strict=True):
+        if (str(result.dtype), result.shape) != (type.dtype, type.shape):
+            raise CompileError(
+                f"graph {graph.name} returns the state {name} as {result.dtype}{list(result.shape)}, not as {type}",
+                "Return it with the dtype and shape that it came with.",
+            )
 
 
 def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -290,9 +311,8 @@ def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def mlir_context() -> ir.Context:
-    """An MLIR context with the dialects of JAX and with StableHLO's passes registered."""
+    """An MLIR context with the dialects of JAX."""
     from jax._src.interpreters import mlir
-    from jaxlib.mlir.dialects import stablehlo  # noqa: F401  registers the dialect's Python classes
 
     return mlir.make_ir_context()
 
@@ -306,13 +326,12 @@ def bytecode(module: ir.Module) -> bytes:
 
 def portable_bytecode(module: ir.Module) -> bytes:
     """The module as StableHLO portable bytecode, readable by releases of twelve weeks before and all after."""
-    from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo
 
-    with module.context:
-        copy = ir.Module.parse(bytecode(module))  # serializing turns the module itself into the versioned dialect
     window = stablehlo.StablehloCompatibilityRequirement.WEEK_12
-    return stablehlo.serialize_portable_artifact(copy, stablehlo.get_version_from_compatibility_requirement(window))
+    version = stablehlo.get_version_from_compatibility_requirement(window)
+    # Unlike the dialect's own function, this one also takes the operations of CHLO, such as erf and top_k.
+    return _jaxlib()._xla.mlir.serialize_portable_artifact(bytecode(module), version, False)
 
 
 def from_portable_bytecode(data: bytes) -> str:
