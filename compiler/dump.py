@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import ConfigError
+
 logger = logging.getLogger(__name__)
 
 _KNOWN_OPTIONS = frozenset({"ir-output-dir"})
@@ -26,22 +28,23 @@ _KNOWN_OPTIONS = frozenset({"ir-output-dir"})
 
 def dump_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Where dumps are wanted, or None. The environment wins over the file; unknown options are warned about."""
-    for part in filter(None, environ.get("MODULAR_DEBUG", "").split(",")):
-        name, _, value = part.partition("=")
-        if name not in _KNOWN_OPTIONS:
-            logger.warning("MODULAR_DEBUG: unknown option %r; ignoring", name)
-        elif value:
-            return Path(value)
-    home = environ.get("MODULAR_HOME")
-    if not home:
-        return None
-    config = configparser.ConfigParser()
-    try:
-        config.read(Path(home) / "modular.cfg")
-    except configparser.Error as error:
-        logger.warning("cannot read %s/modular.cfg: %s", home, error)
-    folder = config.get("max-debug", "ir-output-dir", fallback="")
+    options = dict(part.partition("=")[::2] for part in environ.get("MODULAR_DEBUG", "").split(",") if part)
+    for name in sorted(options.keys() - _KNOWN_OPTIONS):
+        logger.warning("MODULAR_DEBUG: unknown option %r; ignoring", name)
+    folder = options.get("ir-output-dir") or _configured(environ.get("MODULAR_HOME"))
     return Path(folder) if folder else None
+
+
+def _configured(home: str | None) -> str:
+    """What modular.cfg says, or the empty string."""
+    if not home:
+        return ""
+    config = configparser.ConfigParser(interpolation=None)
+    try:
+        config.read(Path(home) / "modular.cfg", encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        logger.warning("cannot read %s/modular.cfg: %s", home, error)
+    return config.get("max-debug", "ir-output-dir", fallback="")
 
 
 @dataclass
@@ -56,22 +59,30 @@ class Dump:
         return self.folder is not None
 
     def write(self, name: str, stage: str, text: str, seconds: float = 0.0) -> None:
-        """Writes `<name>.<stage>`, for example `step_t8_r8.2.stablehlo.mlir`."""
+        """Writes `<name>.<stage>`, for example `step_t8_r8.2.stablehlo.mlir`; raises ConfigError where it cannot."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{name}.{stage}"
-        path.write_text(text)
-        self._entries.append(
-            {"file": path.name, "graph": name, "stage": stage, "bytes": len(text), "seconds": round(seconds, 4)}
-        )
+        file = f"{name}.{stage}"
+        self._write(file, text)
+        size = len(text.encode())
+        self._entries.append({"file": file, "graph": name, "stage": stage, "bytes": size, "seconds": round(seconds, 4)})
+
+    def _write(self, file: str, text: str) -> None:
+        assert self.folder is not None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / file).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"{file} cannot be written to {self.folder}: {error.strerror}", "Give another ir-output-dir."
+            ) from None
 
     def finish(self) -> None:
         """Writes index.json and says where everything is."""
         if self.folder is None:
             return
         entries = sorted(self._entries, key=lambda entry: str(entry["file"]))
-        (self.folder / "index.json").write_text(json.dumps(entries, indent=1) + "\n")
+        self._write("index.json", json.dumps(entries, indent=1) + "\n")
         total = sum(int(str(entry["bytes"])) for entry in entries)
         logger.warning("wrote %d IR files, %.1f MB, to %s", len(entries), total / 1e6, self.folder)
 

@@ -1,8 +1,8 @@
 """Probes: seeded calls of executables whose results are kept in the artifact, to tell a sound load from a broken one.
 
 Floats come from a counter-based generator (splitmix64 of name and index), integers are zero, which is a valid index
-everywhere. A result is kept as its first values, its mean and its norm, compared within a tolerance: another CPU of the
-same target may round differently.
+everywhere. A result is kept as its first values, its mean, its norm and how many values are finite, compared within a
+tolerance: another CPU of the same target may round differently.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def differences(expected: Sequence[dict[str, Any]], found: Sequence[dict[str, An
         pairs = [*zip(want["first"], have["first"], strict=True), (want["mean"], have["mean"])]
         scale = max(1e-6, want["norm"])
         close = all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in pairs)
+        close = close and want["finite"] == have["finite"]
         if not close or abs(want["norm"] - have["norm"]) > TOLERANCE * scale:
             wrong.append(f"result {i}: {have} instead of {want}")
     return wrong
@@ -63,6 +64,7 @@ def _summary(result: np.ndarray) -> dict[str, Any]:
     flat = result.reshape(-1).astype(np.float64)
     finite = np.where(np.isfinite(flat), flat, 0.0)
     return {
+        "finite": int(np.isfinite(flat).sum()),
         "first": [float(value) for value in finite[:_KEPT_VALUES]],
         "mean": float(finite.mean()) if finite.size else 0.0,
         "norm": float(np.linalg.norm(finite)),
