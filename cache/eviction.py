@@ -39,7 +39,7 @@ class _Candidate:
 def evict(root: Path, max_bytes: int, keep: Collection[str] = ()) -> Evicted:
     """Removes leftovers, and while there are too many bytes the least recently used artifacts and prepared weights.
 
-    keep: keys and ids that stay beside the pinned ones, such as the one just published
+    keep: keys, and ids of prepared weights, that stay beside the pinned ones, such as the one just published
     Files that cannot be removed, and those that another process removes meanwhile, are passed over.
     """
     now = time.time()
@@ -72,7 +72,7 @@ def _artifacts(
     candidates = []
     for blob in _tree(root / "blobs"):
         named_by = entries.pop(blob.name, [])
-        if blob.name in protected or any(path.stem in protected for path in named_by):
+        if any(path.stem in protected for path in named_by):
             continue
         if not named_by and now - _used(blob) < GRACE_S:
             continue

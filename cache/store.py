@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -105,6 +105,16 @@ class Store(OpenFolder):
             return None
         self._touch(path)
         return None if self._is_outdated(binding.created) else binding
+
+    def bindings(self) -> Iterator[Binding]:
+        """Yields every readable binding, in no order."""
+        paths: list[str] = []
+        if self.readable:
+            with contextlib.suppress(OSError):
+                paths = [entry.path for entry in os.scandir(self.root / "bindings")]
+        for path in paths:
+            with contextlib.suppress(OSError, CacheError):
+                yield Binding.decoded(read_small(Path(path)), path)
 
     def publish_binding(self, binding: Binding) -> bool:
         """Keeps a binding under its digest; returns False, with one warning, where it cannot be kept."""

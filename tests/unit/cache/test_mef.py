@@ -226,9 +226,14 @@ def test_a_consistent_table_is_accepted_and_unknown_fields_are_skipped():
         with_table(entry()[:-1] + b"," + entry()[1:]),
     ],
 )
-def test_hostile_tables_are_cache_errors(data):
+def test_hostile_tables_are_cache_errors(tmp_path, data):
     with pytest.raises(CacheError):
         content(data)
+    path = tmp_path / "a.mef"
+    path.write_bytes(data)
+    with pytest.raises(CacheError):
+        opened = Mef.open(path)
+        opened.read(opened.sections()[0])
 
 
 def test_newer_versions_are_named():
