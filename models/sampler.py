@@ -44,11 +44,11 @@ def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int) -> 
 def sample_greedy(logits: jax.Array) -> jax.Array:
     """The first of the largest. logits: (R, V) float32; (R,) int32 out."""
     lanes = _lanes(logits, -jnp.inf)
-    peak = jnp.max(jnp.max(lanes, axis=1), axis=-1)
     index = jnp.arange(lanes.shape[1] * _LANES, dtype=jnp.int32).reshape(lanes.shape[1:])
-    found = jnp.where(lanes == peak[:, None, None], index, jnp.iinfo(jnp.int32).max)
-    # Logits that are all NaN match nothing: token 0 rather than an id outside the vocabulary.
-    return jnp.min(jnp.min(found, axis=1), axis=-1) % logits.shape[1]
+    found = jnp.where(lanes == _peak(lanes), index, jnp.iinfo(jnp.int32).max)
+    first = jnp.min(jnp.min(found, axis=1), axis=-1)
+    # NaN equals nothing: token 0 then, rather than an id outside the vocabulary.
+    return jnp.where(first < logits.shape[1], first, 0)
 
 
 def sample_full(
@@ -90,11 +90,11 @@ def sample_full(
 def _draw(
     logits: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array, u: jax.Array
 ) -> jax.Array:
-    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    lanes = _lanes(scaled, -jnp.inf)
+    lanes = _lanes(logits, -jnp.inf)
     kept = _ordered(lanes) >= _top_k_threshold(_ordered(lanes), top_k)[:, None, None]
-    peak = jnp.max(jnp.max(lanes, axis=1), axis=-1)
-    weights = jnp.where(kept, jnp.exp(lanes - peak[:, None, None]), 0.0)
+    # Relative to the peak first: a small temperature then makes the others -inf, and not the peak inf.
+    scaled = (lanes - _peak(lanes)) / jnp.where(temperature > 0, temperature, 1.0)[:, None, None]
+    weights = jnp.where(kept, jnp.exp(scaled), 0.0)
     nucleus = _top_p_threshold(weights, top_p)
     floor = jnp.maximum(lax.bitcast_convert_type(nucleus, jnp.float32), min_p)
     weights = jnp.where(weights >= floor[:, None, None], weights, 0.0)
@@ -107,9 +107,14 @@ def _lanes(x: jax.Array, fill: float) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, -width % _LANES)), constant_values=fill).reshape(rows, -1, _LANES)
 
 
+def _peak(lanes: jax.Array) -> jax.Array:
+    """The largest of each row, (R, 1, 1)."""
+    return jnp.max(jnp.max(lanes, axis=1), axis=-1)[:, None, None]
+
+
 def _ordered(x: jax.Array) -> jax.Array:
-    """Floats as int32 of the same order."""
-    bits = lax.bitcast_convert_type(x, jnp.int32)
+    """Floats as int32 of the same order; both zeros are 0."""
+    bits = jnp.where(x == 0, 0, lax.bitcast_convert_type(x, jnp.int32))
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
@@ -151,16 +156,26 @@ def _top_p_threshold(weights: jax.Array, top_p: jax.Array) -> jax.Array:
 
 def _inverse_cdf(weights: jax.Array, u: jax.Array) -> jax.Array:
     """The index where the running sum of (R, n, lanes) weights passes u of the total; u: (R,) in [0, 1)."""
-    groups = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+    sums = jnp.sum(weights, axis=-1)
+    groups = jnp.cumsum(sums, axis=-1)
     target = u * groups[:, -1]
-    group = jnp.argmax(groups > target[:, None], axis=-1)
+    group = _first_passing(groups, sums, target)
     before = jnp.where(group > 0, jnp.take_along_axis(groups, jnp.maximum(group - 1, 0)[:, None], axis=1)[:, 0], 0.0)
     lane = jnp.take_along_axis(weights, group[:, None, None], axis=1)[:, 0]
-    passed = (before[:, None] + jnp.cumsum(lane, axis=-1) > target[:, None]) & (lane > 0)
-    # Rounding may leave the group's own sum just short of the target: then its last token with any weight.
-    last = _LANES - 1 - jnp.argmax(lane[:, ::-1] > 0, axis=-1)
-    index = jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last)
-    return (group * _LANES + index).astype(jnp.int32)
+    index = _first_passing(before[:, None] + jnp.cumsum(lane, axis=-1), lane, target)
+    # Weights of NaN add up to nothing: token 0 then, rather than an id outside the vocabulary.
+    return jnp.where(groups[:, -1] > 0, group * _LANES + index, 0).astype(jnp.int32)
+
+
+def _first_passing(running: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Array:
+    """The first index with a running sum beyond the target and a weight; all (R, n) but the target, (R,).
+
+    The sums of a parallel scan are rounded each in its own way: they may step over an index without weight, or end
+    just short of the target. Then the last index with a weight is meant.
+    """
+    passed = (running > target[:, None]) & (weights > 0)
+    last = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
+    return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last)
 
 
 def uniform(seeds: jax.Array, positions: jax.Array) -> jax.Array:

@@ -67,6 +67,8 @@ class Engine:
                 f"the prompt has {count} tokens, and the context has room for {limit}",
                 "Shorten the prompt to leave room for an answer, or raise --max-length as far as the model allows.",
             )
+        if request.max_new_tokens is not None and request.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens is {request.max_new_tokens}", "It must be at least 1.")
         given = [*request.prompt, *request.stop_tokens, *request.sampling.bias]
         wrong = next((token for token in given if not 0 <= token < self.vocab_size), None)
         if wrong is not None:

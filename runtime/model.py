@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import RequestError
+from .. import MaxError, RequestError
 from ..compiler import TensorType, xla
 
 
@@ -94,12 +94,16 @@ class State:
     """The tensors that models update in place, zero at first; models of one load share them by name."""
 
     def __init__(self) -> None:
-        self._arrays: dict[str, xla.Buffer] = {}
+        self._arrays: dict[str, xla.Buffer | None] = {}
 
     def take(self, spec: TensorSpec) -> xla.Buffer:
-        """The tensor as an argument that is about to be donated."""
-        found = self._arrays.pop(spec.name, None)
-        return xla.put_owned(spec.shape, spec.dtype) if found is None else found
+        """The tensor as an argument that is about to be donated; raises MaxError when a failed call took it along."""
+        if spec.name not in self._arrays:
+            self._arrays[spec.name] = xla.put_owned(spec.shape, spec.dtype)
+        found, self._arrays[spec.name] = self._arrays[spec.name], None
+        if found is None:
+            raise MaxError(f"the state {spec.name} was lost in a call that failed", "Load the models anew.")
+        return found
 
     def keep(self, spec: TensorSpec, array: xla.Buffer) -> None:
         self._arrays[spec.name] = array
@@ -140,9 +144,11 @@ class Model:
             names = ", ".join(each.name for each in spec.inputs)
             raise InputError(f"{spec.name} takes {len(spec.inputs)} inputs, not {len(inputs)}", f"They are: {names}.")
         checked = [_check(value, want, i) for i, (value, want) in enumerate(zip(inputs, spec.inputs, strict=True))]
+        calls = [(self._executables.load(executable), arguments) for executable, arguments in spec.calls]
+        # Nothing but the calls themselves may fail from here on: they take the state with them.
         values = [*self._weights, *(self._state.take(each) for each in spec.state), *checked]
-        for executable, arguments in spec.calls:
-            values += self._executables.load(executable)([values[i] for i in arguments])
+        for executable, arguments in calls:
+            values += executable([values[i] for i in arguments])
         results = [values[i] for i in spec.returns]
         num_outputs = len(spec.outputs)
         for each, array in zip(spec.state, results[num_outputs:], strict=True):
@@ -163,7 +169,7 @@ def _check(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> xla.B
         raise InputError(
             f"input {want.name} at position {position} is {have}", f"It must be {TensorType(want.dtype, want.shape)}."
         )
-    return value.array if isinstance(value, Buffer) else xla.put(np.ascontiguousarray(value))
+    return value.array if isinstance(value, Buffer) else xla.put(np.asarray(value, order="C"))
 
 
 def bind(specs: Sequence[TensorSpec], registry: Mapping[str, np.ndarray]) -> dict[str, xla.Buffer]:

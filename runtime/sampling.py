@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .. import RequestError
+from ..compiler import xla
 from .model import Buffer, Model
 
 _SEED_LIMIT = 1 << 64
+_LEAST_TEMPERATURE = 1e-30  # a smaller one may be zero in float32
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,20 @@ class SamplingParams:
     bias: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks = (
+        top_k_fits = isinstance(self.top_k, int) and self.top_k >= -1
+        seed_fits = isinstance(self.seed, int) and 0 <= self.seed < _SEED_LIMIT
+        checks = [
             ("temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
-            ("top_k", self.top_k, self.top_k >= -1, "-1 or 0 for all tokens, or a positive number"),
+            ("top_k", self.top_k, top_k_fits, "-1 or 0 for all tokens, or a positive number"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("repetition_penalty", self.repetition_penalty, 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
             ("frequency_penalty", self.frequency_penalty, -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
             ("presence_penalty", self.presence_penalty, -2 <= self.presence_penalty <= 2, "between -2 and 2"),
-            ("seed", self.seed, 0 <= self.seed < _SEED_LIMIT, "a number from 0 to 2^64 - 1"),
-        )
+            ("seed", self.seed, seed_fits, "a number from 0 to 2^64 - 1"),
+        ]
+        for token, bias in self.bias.items():
+            checks.append((f"the bias of token {token}", bias, -100 <= bias <= 100, "between -100 and 100"))
         for name, value, fits, wanted in checks:
             if not fits:  # NaN fits nowhere
                 raise RequestError(f"{name} is {value}", f"It must be {wanted}.")
@@ -50,7 +55,7 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < _LEAST_TEMPERATURE or self.top_k == 1
 
     @property
     def has_penalties(self) -> bool:
@@ -74,7 +79,7 @@ class Sampler:
     def __init__(self, models: dict[str, Model], vocab_size: int) -> None:
         self._models = models
         self._vocab_size = vocab_size
-        self._zeros: dict[tuple[int, str], np.ndarray] = {}
+        self._zeros: dict[tuple[int, str], Buffer] = {}
 
     def sample(self, logits: Buffer, rows: Sequence[SampledRow]) -> Buffer:
         """The next token of each row, (max_batch,) int32 on the device. logits: (R, V) with R >= len(rows)."""
@@ -93,7 +98,7 @@ class Sampler:
             self._counts([row.prompt for row in rows], rows, count),
             self._counts([row.output for row in rows], rows, count),
             column(np.float32, [0.0 if p.is_greedy else p.temperature for p in params]),
-            column(np.int32, [max(p.top_k, 0) for p in params]),
+            column(np.int32, [min(max(p.top_k, 0), self._vocab_size) for p in params]),
             column(np.float32, [p.top_p for p in params]),
             column(np.float32, [p.min_p for p in params]),
             column(np.float32, [p.repetition_penalty for p in params]),
@@ -104,7 +109,7 @@ class Sampler:
         ]
         return self._models[f"sample_full_r{count}"](logits, *inputs)[0]
 
-    def _bias(self, rows: Sequence[SampledRow], count: int) -> np.ndarray:
+    def _bias(self, rows: Sequence[SampledRow], count: int) -> np.ndarray | Buffer:
         if not any(row.params.bias or row.banned for row in rows):
             return self._zero(count, "float32")
         bias = np.zeros((count, self._vocab_size), np.float32)
@@ -114,7 +119,7 @@ class Sampler:
             bias[i, list(row.banned)] = -np.inf
         return bias
 
-    def _counts(self, tokens: list[Sequence[int]], rows: Sequence[SampledRow], count: int) -> np.ndarray:
+    def _counts(self, tokens: list[Sequence[int]], rows: Sequence[SampledRow], count: int) -> np.ndarray | Buffer:
         if not any(row.params.has_penalties for row in rows):
             return self._zero(count, "int32")
         counts = np.zeros((count, self._vocab_size), np.int32)
@@ -123,8 +128,9 @@ class Sampler:
                 counts[i] = np.bincount(np.asarray(tokens[i], np.int64), minlength=self._vocab_size)
         return counts
 
-    def _zero(self, count: int, dtype: str) -> np.ndarray:
-        """Zeros that every call shares: nothing writes to them."""
+    def _zero(self, count: int, dtype: str) -> Buffer:
+        """Zeros (count, V) that all calls share, made once."""
         if (count, dtype) not in self._zeros:
-            self._zeros[count, dtype] = np.zeros((count, self._vocab_size), dtype)
+            shape = (count, self._vocab_size)
+            self._zeros[count, dtype] = Buffer(xla.put_owned(shape, dtype), dtype, shape)
         return self._zeros[count, dtype]

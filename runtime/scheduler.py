@@ -32,6 +32,7 @@ class Scheduler:
     """The queue of waiting requests, the rows in work, and their pages."""
 
     def __init__(self, limits: Limits) -> None:
+        assert limits.num_pages > limits.max_pages, "a row of full length must fit, or it would be preempted for ever"
         self.limits = limits
         self.pages = PageAllocator(limits.num_pages, limits.page_tokens)
         self.waiting: deque[Generation] = deque()
@@ -61,7 +62,8 @@ class Scheduler:
         while self.waiting and budget and self._free_rows:
             sequence = self.waiting[0]
             count = min(sequence.pending, budget)
-            if self.pages.needed([], count) > self.pages.free:
+            # Room for its first chunk is not enough: it would be preempted, and begin again, at each of the next steps.
+            if self.pages.needed([], sequence.pending) > self.pages.free:
                 break
             self.waiting.popleft()
             sequence.row = self._free_rows.pop()
