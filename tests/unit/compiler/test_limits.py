@@ -1,0 +1,77 @@
+"""The pool holds what it must and no more than it can, and every step that may be planned has a graph."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from max.compiler.limits import Limits, choose_limits
+
+MIB = 1 << 20
+SIZES = {"max_length": 1024, "max_batch": 8, "page_tokens": 16, "max_step_tokens": 256, "page_bytes": 64 << 10}
+
+
+def test_defaults_take_256_mib_and_page_zero():
+    limits = choose_limits(**SIZES | {"max_batch": 256})
+    assert limits.num_pages == 256 * MIB // (64 << 10) + 1
+    assert limits.max_pages == 64
+
+
+def test_a_pool_never_exceeds_a_full_batch_of_full_rows():
+    assert choose_limits(**SIZES).num_pages == 8 * 64 + 1
+
+
+def test_a_row_of_full_length_fits_even_where_it_exceeds_the_default():
+    assert choose_limits(**SIZES | {"page_bytes": 64 * MIB}).num_pages == 64 + 1
+
+
+@pytest.mark.parametrize(("total_tokens", "pages"), [(1, 64), (1024, 64), (1025, 128), (5000, 512)])
+def test_asked_for_tokens_round_up_to_a_power_of_two_of_pages(total_tokens, pages):
+    assert choose_limits(**SIZES, total_tokens=total_tokens).num_pages == pages + 1
+
+
+def test_buckets_are_powers_of_two_that_hold_a_chunk_and_a_decode_batch():
+    assert choose_limits(**SIZES).token_buckets == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert choose_limits(**SIZES | {"max_step_tokens": 100}).token_buckets[-1] == 128
+    assert choose_limits(**SIZES | {"max_step_tokens": 2, "max_batch": 8}).token_buckets == (1, 2, 4, 8)
+    assert choose_limits(**SIZES | {"max_length": 20}).token_buckets[-1] == 32, "no step is longer than a row"
+
+
+def test_row_buckets_are_those_of_the_steps():
+    limits = Limits(max_length=64, max_batch=4, page_tokens=16, num_pages=9, token_buckets=(1, 2, 4, 8, 16))
+    assert [limits.logit_rows(tokens) for tokens in limits.token_buckets] == [(1,), (2,), (4,), (1, 4), (1, 4)]
+    assert limits.row_buckets == (1, 2, 4)
+
+
+def test_a_batch_of_one_row_has_one_graph_per_bucket():
+    limits = choose_limits(**SIZES | {"max_batch": 1})
+    assert {limits.logit_rows(tokens) for tokens in limits.token_buckets} == {(1,)}
+
+
+def test_json_and_back():
+    limits = choose_limits(**SIZES)
+    assert Limits.from_json(json.loads(json.dumps(limits.to_json()))) == limits
+
+
+@given(
+    max_length=st.integers(1, 5000),
+    max_batch=st.integers(1, 70),
+    page_tokens=st.sampled_from([1, 16, 128]),
+    max_step_tokens=st.integers(1, 3000),
+    page_bytes=st.integers(1, 1 << 30),
+    total_tokens=st.none() | st.integers(1, 1 << 20),
+)
+def test_whatever_is_asked_for_can_run(**sizes):
+    limits = choose_limits(**sizes)
+    assert limits.num_pages > limits.max_pages >= sizes["max_length"] / sizes["page_tokens"]
+    assert list(limits.token_buckets) == [1 << i for i in range(len(limits.token_buckets))]
+    assert limits.token_buckets[-1] >= limits.max_batch
+    for tokens in limits.token_buckets:
+        rows = limits.logit_rows(tokens)
+        assert list(rows) == sorted(set(rows)) and set(rows) <= set(limits.row_buckets)
+        assert rows[-1] == min(tokens, limits.max_batch), "every token or every row of a step can be sampled"
+    if sizes["total_tokens"]:
+        assert (limits.num_pages - 1) * limits.page_tokens >= sizes["total_tokens"]
