@@ -28,7 +28,7 @@ class Limits:
 
     def logit_rows(self, tokens: int) -> tuple[int, ...]:
         """How many rows of logits a step of this many tokens can give: lone prompts should not pay for a full batch."""
-        return (tokens,) if tokens <= self.max_batch else (1, self.max_batch)
+        return (tokens,) if tokens <= self.max_batch else tuple(sorted({1, self.max_batch}))
 
     @property
     def row_buckets(self) -> tuple[int, ...]:
