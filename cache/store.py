@@ -85,6 +85,11 @@ class Store(OpenFolder):
         self.evict(keep=(key.digest,))
         return mef
 
+    def artifact_path(self, artifact: Mef) -> Path | None:
+        """Returns the file of an artifact, or None where it is not kept."""
+        path = self._path("blobs", artifact.id)
+        return path if self.readable and path.is_file() else None
+
     def lookup_binding(self, digest: str) -> Binding | None:
         """Returns the binding of that name, or None; a damaged one is quarantined."""
         if not self.readable:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 _POOL_BYTES = 256 << 20  # pages of the default pool on CPU, unless one row of full length needs more
+
+
+@dataclass(frozen=True)
+class CacheGroup:
+    """Layers whose keys and values are kept alike; `page_bytes` is of one page over all of them."""
+
+    kind: Literal["full"]
+    layers: tuple[int, ...]
+    page_tokens: int
+    page_bytes: int
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import ModelError
+from ..compiler.limits import CacheGroup
 from ..compiler.weights import Weight, WeightTable
 from .config_keys import number, optional, refuse_unsupported, require
 from .rope import Rope
@@ -67,6 +68,11 @@ class Config:
     @property
     def kv_width(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    def cache_groups(self, page_tokens: int) -> tuple[CacheGroup, ...]:
+        """One group: every layer sees the whole row. Pages hold keys and values in float32."""
+        page_bytes = self.num_layers * 2 * self.kv_width * page_tokens * 4
+        return (CacheGroup("full", tuple(range(self.num_layers)), page_tokens, page_bytes),)
 
     def weights(self) -> WeightTable:
         """The graph's weights and the checkpoint tensors that each is made of, in the order of the computation."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import UnsupportedArchitecture
 
 if TYPE_CHECKING:
+    from ..compiler.limits import CacheGroup
     from ..compiler.weights import WeightTable
 
 
@@ -21,6 +22,7 @@ class Config(Protocol):
     @property
     def max_position(self) -> int: ...
     def weights(self) -> WeightTable: ...
+    def cache_groups(self, page_tokens: int) -> tuple[CacheGroup, ...]: ...
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,6 @@ class Bound:
         return nnx.merge(self.definition, nnx.from_flat_state(flat))
 
 
-def page_bytes(config: DecoderConfig, page_tokens: int, dtype: str = "float32") -> int:
-    """The bytes of one page over all layers: keys and values."""
-    return config.num_layers * TensorType(dtype, _page_shape(config, 1, page_tokens)).nbytes
-
-
 def _page_shape(config: DecoderConfig, pages: int, page_tokens: int) -> tuple[int, ...]:
     return (pages, 2, config.num_kv_heads, page_tokens, config.head_dim)
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class CompiledModels:
         self.artifact = artifact
         manifest = artifact.json(mef.MANIFEST)
         self.target: str = manifest["target"]
-        self.facts: dict[str, object] = manifest["facts"]
+        self.facts: dict[str, Any] = manifest["facts"]
         self.graphs = {name: GraphSpec.from_json(name, row) for name, row in manifest["graphs"].items()}
         self._signatures = artifact.json(mef.SIGNATURES)
         self._metadata = [
@@ -50,6 +51,11 @@ class CompiledModels:
 
     def __getitem__(self, index: int) -> ModelMetadata:
         return self._metadata[index]
+
+    @property
+    def vocab_size(self) -> int:
+        """Of a text pipeline."""
+        return int(self.facts["vocab_size"])
 
     def export_mef(self, path: str | Path) -> None:
         """Writes the artifact, byte for byte as it is in the cache."""
@@ -105,17 +111,21 @@ class InferenceSession:
         return CompiledModels(mef.Mef.from_bytes(buffer.getvalue()))
 
     def init_all(
-        self, compiled: CompiledModels, weights_registry: Mapping[str, np.ndarray] | None = None
+        self,
+        compiled: CompiledModels,
+        weights_registry: Mapping[str, np.ndarray] | None = None,
+        executables: Executables | None = None,
     ) -> dict[str, Model]:
         """Makes every graph of an artifact callable; executables are loaded at their first call.
 
         weights_registry: arrays by weight name, shared and not copied when they start at a 64-byte boundary
+        executables: the artifact's, where the caller has begun to load some
         """
         compiled.check_host()
         xla.start_client()
         specs = {spec.name: spec for graph in compiled.graphs.values() for spec in graph.weights}
         weights = bind(list(specs.values()), weights_registry or {})
-        executables, state = Executables(compiled.load_executable), State()
+        executables, state = executables or Executables(compiled.load_executable), State()
         return {name: Model(graph, executables, weights, state) for name, graph in compiled.graphs.items()}
 
     def load_all(

@@ -1,0 +1,67 @@
+"""What the commands that run or compile a model share: finding it, its settings, and its preparation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ..cache import Store
+from ..cache.config import CacheConfig
+from ..cache.fields import Section
+from ..compiler.config import CompileConfig
+from ..compiler.dump import Dump, dump_folder
+from ..compiler.target import Target
+from ..runtime.checkpoint import Checkpoint
+from ..runtime.config import BatchConfig, ModelConfig
+from ..runtime.preparation import Preparation, Progress, TextFacts
+from ..serve.text_side import TextSide
+from .resolution import Settings
+
+# Not imported from models/builtin: a warm start loads nothing of models/.
+_BUILT_IN = Path(__file__).resolve().parent.parent / "models" / "builtin"
+
+PIPELINE_SECTIONS: tuple[type[Section], ...] = (ModelConfig, CompileConfig, BatchConfig, CacheConfig)
+"""The settings that decide which artifact a command uses; the same for every command."""
+
+
+def model_folder(model: ModelConfig) -> Path:
+    """The folder of the model that was asked for, or of the built-in one, which is said on stderr."""
+    if model.model_path is not None:
+        return model.model_path
+    click.echo("no --model given: using the built-in dictionary model", err=True)
+    return _BUILT_IN
+
+
+def make_preparation(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    text: TextSide,
+    progress: Progress,
+    *,
+    target: Target | None = None,
+    keep_weights: bool,
+) -> Preparation:
+    """A preparation of this model under these settings, for `target` or else the device that they name."""
+    config = settings.of(CompileConfig)
+    return Preparation(
+        checkpoint,
+        Store.open(settings.of(CacheConfig)),
+        settings.of(ModelConfig),
+        settings.of(BatchConfig),
+        target or config.target(),
+        use_subgraphs=config.use_subgraphs,
+        settings=[settings.of(section) for section in PIPELINE_SECTIONS],
+        text=_facts(text),
+        progress=progress,
+        dump=Dump(dump_folder()),
+        keep_weights=keep_weights,
+    )
+
+
+def _facts(text: TextSide) -> TextFacts:
+    defaults = text.defaults
+    names: Sequence[str] = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+    generation = {name: value for name in names if (value := getattr(defaults, name)) is not None}
+    return TextFacts(text.files, sorted(defaults.stop_token_ids), generation)

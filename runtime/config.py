@@ -1,0 +1,91 @@
+"""Which model is run, how many requests are computed at once, on how much memory, and how tokens are drawn."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from ..cache.fields import Section, setting
+
+Encoding = Literal["float32", "bfloat16", "q4_k", "q4_0", "q6_k", "float8_e4m3fn", "float4_e2m1fnx2", "gptq"]
+
+
+class ModelConfig(Section):
+    """The checkpoint and how it is read."""
+
+    model_path: Path | None = setting(None, compiles=False, flag="--model")
+    """Folder of a checkpoint in the Hugging Face form; the built-in model without it."""
+
+    quantization_encoding: Encoding = setting("float32", compiles=True)
+    """Encoding of the weights. Checkpoints in bfloat16 or float16 are read as float32."""
+
+    max_length: int | None = setting(None, compiles=True, ge=2)
+    """Tokens of prompt and answer together [default: what the model was trained for]."""
+
+    @model_validator(mode="after")
+    def _is_supported(self) -> "ModelConfig":
+        if self.quantization_encoding != "float32":
+            raise ValueError(
+                f"--quantization-encoding {self.quantization_encoding} is not supported on cpu yet; float32 is"
+            )
+        return self
+
+
+class BatchConfig(Section):
+    """The sizes of a step and of the page pool; equal for generate, serve and warm-cache, so that keys are equal."""
+
+    max_batch_size: int = setting(16, compiles=True, ge=1, le=1024)
+    """Requests computed at once, at most."""
+
+    max_batch_input_tokens: int = setting(512, compiles=True, ge=1, le=65536)
+    """Tokens computed in one step, at most: longer prompts are computed in chunks. Rounded up to a power of two."""
+
+    max_batch_total_tokens: int | None = setting(None, compiles=True, ge=1)
+    """Tokens that the pages hold for all requests together [default: what 256 MB hold, and at least --max-length]."""
+
+    kv_cache_page_size: int = setting(128, compiles=True, ge=1, le=4096)
+    """Tokens of one page of keys and values."""
+
+
+class SamplingConfig(Section):
+    """How tokens are drawn and where an answer ends. What is not given is the checkpoint's own default."""
+
+    temperature: float | None = setting(None, compiles=False)
+    """Randomness: 0 takes the most likely token [default: the checkpoint's, else 1]."""
+
+    top_k: int | None = setting(None, compiles=False)
+    """Draw from the k most likely tokens; 1 is greedy, 0 or -1 draws from all [default: the checkpoint's, else 255]."""
+
+    top_p: float | None = setting(None, compiles=False)
+    """Draw from the fewest tokens that have this probability together [default: the checkpoint's, else 1]."""
+
+    min_p: float | None = setting(None, compiles=False)
+    """Draw from tokens with at least this share of the likeliest one's probability
+    [default: the checkpoint's, else 0]."""
+
+    repetition_penalty: float | None = setting(None, compiles=False)
+    """Divide the logits of tokens seen in prompt or answer [default: the checkpoint's, else 1]."""
+
+    frequency_penalty: float = setting(0.0, compiles=False)
+    """Subtract this from a token's logit for each time it stands in the answer."""
+
+    presence_penalty: float = setting(0.0, compiles=False)
+    """Subtract this once from the logit of every token that stands in the answer."""
+
+    seed: int | None = setting(None, compiles=False)
+    """Seed of the draws: equal seeds give equal answers [default: a fresh one, shown in the statistics]."""
+
+    max_new_tokens: int | None = setting(None, compiles=False)
+    """Tokens of the answer, at most; -1 for as many as fit [default: the checkpoint's, else as many as fit]."""
+
+    min_new_tokens: int = setting(0, compiles=False)
+    """Tokens of the answer, at least: it cannot stop before."""
+
+    stop: tuple[str, ...] = setting((), compiles=False)
+    """Text that ends the answer and is not shown; may be given several times."""
+
+    stop_token_ids: tuple[int, ...] = setting((), compiles=False)
+    """Token ids that end the answer and are not shown, separated by commas."""
+
+    ignore_eos: bool = setting(False, compiles=False)
+    """Go on when the model ends its answer, until --max-new-tokens or a --stop."""

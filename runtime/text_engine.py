@@ -1,0 +1,77 @@
+"""Starts an engine: prepares what is missing, then reads weights into the arena while the first code is loaded."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import CacheError
+from ..cache import Store
+from ..compiler import xla
+from ..compiler.limits import Limits
+from . import prepared
+from .engine import Engine
+from .model import Executables
+from .preparation import Prepared, Report
+from .session import CompiledModels, InferenceSession
+
+
+@dataclass(frozen=True)
+class Started:
+    """A running engine, what its preparation did, and the seconds that loading code and weights took."""
+
+    engine: Engine
+    report: Report
+    load_seconds: float
+
+
+def start(prepare: Callable[[], Prepared], store: Store, prompt_tokens: int = 1) -> Started:
+    """Prepares and loads; the executables of decoding and of a prompt of this length first, others when needed.
+
+    prepare: called once, and once more when stored weights turn out to be damaged
+    """
+    found = prepare()
+    started = time.perf_counter()
+    try:
+        engine = _load(found, prompt_tokens)
+    except CacheError as error:
+        if found.weights_file is None:
+            raise
+        store.quarantine_prepared(found.weights_id, error)
+        found = prepare()
+        started = time.perf_counter()
+        engine = _load(found, prompt_tokens)
+    return Started(engine, found.report, time.perf_counter() - started)
+
+
+def _load(found: Prepared, prompt_tokens: int) -> Engine:
+    compiled, limits = found.compiled(), found.limits
+    executables = Executables(compiled.load_executable)
+    with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
+        weights = pool.submit(_weights, found)
+        xla.start_client()
+        code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]
+        models = InferenceSession().init_all(compiled, weights.result(), executables)
+        for each in code:
+            each.result()
+    return Engine(models, limits, compiled.vocab_size)
+
+
+def _first_needed(compiled: CompiledModels, limits: Limits, prompt_tokens: int) -> list[str]:
+    """The executables of the prompt's first step, then of decoding."""
+    largest = limits.token_buckets[-1]
+    bucket = next(bucket for bucket in limits.token_buckets if bucket >= min(prompt_tokens, largest))
+    graphs = (f"step_t{bucket}_r{limits.logit_rows(bucket)[0]}", "step_t1_r1")
+    return list(dict.fromkeys(name for graph in graphs for name, _ in compiled.graphs[graph].calls))
+
+
+def _weights(found: Prepared) -> Mapping[str, np.ndarray]:
+    if found.arena is not None:
+        return found.arena.views()
+    assert found.weights_file is not None, "prepared weights are in a file or in an arena"
+    return prepared.load(found.weights_file, threads=len(os.sched_getaffinity(0)), expected_id=found.weights_id)

@@ -1,0 +1,103 @@
+"""The text side of a checkpoint: tokenizer, chat template and defaults, and from them requests to an engine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import RequestError
+from ..runtime.config import SamplingConfig
+from ..runtime.sampling import SamplingParams
+from .chat_template import ChatTemplate
+from .generation_defaults import GenerationDefaults
+from .text_output import StopRules
+from .tokenizer import Tokenizer
+
+_DEFAULT_TOP_K = 255
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """What a checkpoint's folder says about text; `template` is None where it has none."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: GenerationDefaults
+
+    @staticmethod
+    def load(folder: Path, chat_template: str | None = None) -> TextSide:
+        """Reads all files; `chat_template` is a template, or the path of one, to use instead. Raises ModelError."""
+        tokenizer = Tokenizer.load(folder)
+        override: str | Path | None = chat_template
+        if chat_template and "{" not in chat_template:
+            override = Path(chat_template)
+        template = ChatTemplate.load(folder, override)
+        return TextSide(folder, tokenizer, template, GenerationDefaults.load(folder, tokenizer))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that all this was read from."""
+        return [path for name in _FILES if (path := self.folder / name).is_file()]
+
+    def prompt_ids(self, prompt: str, *, apply_chat_template: bool | None) -> list[int]:
+        """The tokens of a prompt: as a user's message where there is a template, else as text.
+
+        apply_chat_template: None for "where there is one"; True without one raises RequestError
+        """
+        if apply_chat_template and self.template is None:
+            raise RequestError(
+                "the model has no chat template", "Give one with --chat-template, or leave --apply-chat-template out."
+            )
+        if self.template is None or apply_chat_template is False:
+            return self.tokenizer.encode(prompt, add_special_tokens=True)
+        text = self.template.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        # The template writes the special tokens itself.
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def sampling(self, config: SamplingConfig) -> SamplingParams:
+        """What was asked for, else the checkpoint's defaults, else temperature 1 and top-k 255. Raises RequestError."""
+        own = self.defaults
+
+        def chosen(name: str, fallback: float) -> Any:
+            given, default = getattr(config, name), getattr(own, name)
+            return given if given is not None else default if default is not None else fallback
+
+        greedy_by_default = own.do_sample is False and config.temperature is None
+        return SamplingParams(
+            temperature=0.0 if greedy_by_default else chosen("temperature", 1.0),
+            top_k=chosen("top_k", _DEFAULT_TOP_K),
+            top_p=chosen("top_p", 1.0),
+            min_p=chosen("min_p", 0.0),
+            repetition_penalty=chosen("repetition_penalty", 1.0),
+            frequency_penalty=config.frequency_penalty,
+            presence_penalty=config.presence_penalty,
+            seed=secrets.randbits(32) if config.seed is None else config.seed,
+        )
+
+    def stop_rules(self, config: SamplingConfig, room: int) -> StopRules:
+        """Where an answer ends, at the latest after `room` tokens, which the context has left. Raises RequestError."""
+        wanted = self.defaults.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
+        return StopRules(
+            max_new_tokens=room if wanted in (None, -1) else min(wanted, room),
+            min_new_tokens=config.min_new_tokens,
+            stop=config.stop,
+            stop_token_ids=frozenset(config.stop_token_ids),
+            eos_token_ids=self.defaults.stop_token_ids,
+            ignore_eos=config.ignore_eos,
+        )
+
+
+def check_room(prompt_ids: Sequence[int], max_length: int) -> int:
+    """The tokens that the context has left for an answer; raises RequestError when the prompt leaves none."""
+    room = max_length - len(prompt_ids)
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {len(prompt_ids)} tokens, and the context has room for {max_length}",
+            "Shorten the prompt so that an answer fits, or raise --max-length as far as the model allows.",
+        )
+    return room
