@@ -16,7 +16,8 @@ import click
 from .. import ConfigError
 from ..cache.fields import Section, setting
 from ..compiler.counters import COUNTERS
-from ..runtime.config import SamplingConfig
+from ..runtime.checkpoint import Checkpoint
+from ..runtime.config import ModelConfig, SamplingConfig
 from ..runtime.engine import Engine
 from ..runtime.request import Request
 from ..runtime.text_engine import Started, start
@@ -92,7 +93,7 @@ class _Generation:
         self.sampling = settings.of(SamplingConfig)
 
     def run(self) -> None:
-        folder = model_folder(self.settings.of(PIPELINE_SECTIONS[0]))
+        folder = model_folder(self.settings.of(ModelConfig))
         started, text, prompt = self._start(folder)
         startup = process_seconds()
         room = check_room(prompt, started.engine.limits.max_length)
@@ -127,9 +128,9 @@ class _Generation:
     def _start(self, folder: Path) -> tuple[Started, TextSide, list[int]]:
         """Checks all that was asked for first, so that a mistake is told before anything is compiled."""
         with ProgressBar() as progress:
-            text: TextSide | None = None
+            checkpoint = Checkpoint.open(folder)
             text = TextSide.load(folder, self.config.chat_template)
-            preparation = make_preparation(self.settings, folder, text, progress, keep_weights=True)
+            preparation = make_preparation(self.settings, checkpoint, text, progress, keep_weights=True)
             prompt = text.prompt_ids(self.config.prompt or "", apply_chat_template=self.config.apply_chat_template)
             if preparation.max_length is not None:
                 room = check_room(prompt, preparation.max_length)

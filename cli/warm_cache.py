@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..cache.config import CacheConfig
 from ..cache.fields import Section, setting
 from ..compiler.config import CompileConfig
 from ..compiler.target import Target
+from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import ModelConfig
 from ..runtime.preparation import Prepared
 from ..serve.text_side import TextSide
@@ -55,8 +55,9 @@ def command(config_file: Path | None, print_config: bool, **given: Any) -> None:
     target = Target.parse(config.target) if config.target else settings.of(CompileConfig).target()
     folder = model_folder(settings.of(ModelConfig))
     with ProgressBar() as progress:
+        checkpoint = Checkpoint.open(folder)
         text = TextSide.load(folder)
-        preparation = make_preparation(settings, folder, text, progress, keep_weights=False)
+        preparation = make_preparation(settings, checkpoint, text, progress, target=target, keep_weights=False)
         prepared = preparation.run()
     if config.json_output:
         click.echo(json.dumps(_result(prepared, folder, target, settings)))
@@ -72,9 +73,10 @@ def _result(prepared: Prepared, folder: Path, target: Target, settings: Settings
         "target": target.name,
         "cached": report.was_cached,
         "reason": report.reason,
-        **{
-            name: value for name, value in asdict(report).items() if name in ("key", "graphs", "executables", "seconds")
-        },
+        "key": report.key,
+        "graphs": report.graphs,
+        "executables": report.executables,
+        "seconds": report.seconds,
         "artifact": prepared.artifact.id,
         "artifact_bytes": prepared.artifact.size,
         "artifact_path": _path(prepared.artifact_file),
