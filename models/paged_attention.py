@@ -53,7 +53,8 @@ def write_pages(pages: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) 
     slots: (T,) int32 = page * page_tokens + offset; padding tokens write to page 0, which belongs to no row
     """
     page, offset = slots // pages.shape[3], slots % pages.shape[3]
-    kv = jnp.stack([k, v], axis=1).astype(pages.dtype)
+    # A page's next owner finds what is left in it, and multiplies it by zero: that must not be NaN or infinite.
+    kv = jnp.nan_to_num(jnp.stack([k, v], axis=1).astype(pages.dtype))
     if k.shape[0] > _MAX_UPDATES:
         return pages.at[page, :, :, offset].set(kv, mode="promise_in_bounds")
     # XLA:CPU turns a scatter of few rows into an update that reads what it overwrites, and so copies all pages first.

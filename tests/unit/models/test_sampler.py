@@ -1,0 +1,173 @@
+"""The samplers at their edges; tests/parity/test_sampler.py compares every draw with the float64 reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from max.compiler import Module, TensorType
+from max.models import sampler
+from max.models.sampler import add_samplers, sample_full, sample_greedy, threefry2x32, uniform
+
+greedy, full = jax.jit(sample_greedy), jax.jit(sample_full)
+DEFAULTS: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+}
+
+
+def draw(logits: np.ndarray, bias: np.ndarray | float = 0.0, seed: int = 5, **settings: Any) -> np.ndarray:
+    """One token per row of (R, V) logits, row i at position i."""
+    rows = len(logits)
+    columns = {
+        name: np.full(rows, settings.get(name, value), np.int32 if name == "top_k" else np.float32)
+        for name, value in DEFAULTS.items()
+    }
+    counts = np.zeros(logits.shape, np.int32)
+    biases = np.broadcast_to(np.float32(bias), logits.shape)
+    seeds = np.tile(np.array([[seed, 9]], np.uint32), (rows, 1))
+    ids = full(logits, biases, counts, counts, **columns, seeds=seeds, positions=np.arange(rows, dtype=np.int32))
+    return np.asarray(ids)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("key", "counter", "wanted"),
+    [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_threefry_known_answers(key, counter, wanted):
+    """Random123 1.14, tests/kat_vectors, threefry2x32 with 20 rounds."""
+    words = [jnp.full(2, word, jnp.uint32) for word in (*key, *counter)]
+    first, second = threefry2x32(*words)
+    assert (first.tolist(), second.tolist()) == ([wanted[0]] * 2, [wanted[1]] * 2)
+
+
+def test_uniform_numbers_are_in_range_and_flat():
+    seeds = np.tile(np.array([[1, 2]], np.uint32), (20_000, 1))
+    numbers = np.asarray(uniform(jnp.asarray(seeds), jnp.arange(20_000, dtype=jnp.int32)))
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts = np.histogram(numbers, bins=50, range=(0, 1))[0]
+    assert ((counts - 400) ** 2 / 400).sum() < 100, "chi-square with 49 degrees of freedom is below 100 but once in 3e4"
+
+
+@pytest.mark.parametrize("width", [1, 100, 128, 300])
+def test_greedy_is_argmax_for_any_width(width):
+    logits = normal(width, 5, width)
+    logits[1] = 3.0
+    logits[2, width // 2 :] = 7.0
+    logits[3] = -np.inf
+    np.testing.assert_array_equal(greedy(logits), logits.argmax(axis=-1))
+    np.testing.assert_array_equal(draw(logits[:3], temperature=0.0), logits[:3].argmax(axis=-1))
+
+
+@pytest.mark.parametrize("width", [3, 300])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_broken_rows_give_a_token_of_the_vocabulary_and_spoil_no_other(width, value):
+    logits = normal(width, 4, width)
+    whole = draw(logits)
+    logits[1] = value
+    logits[2, width // 2] = value
+    for ids in (np.asarray(greedy(logits)), draw(logits), draw(logits, top_k=2, top_p=0.5, min_p=0.1)):
+        assert ((ids >= 0) & (ids < width)).all()
+    ids = draw(logits)
+    assert (ids[0], ids[3]) == (whole[0], whole[3])
+    assert greedy(logits)[0] == logits[0].argmax()
+
+
+@pytest.mark.parametrize("temperature", [1.2e-38, 1e-20, 1e-4])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = normal(1, 6, 300) * 30
+    np.testing.assert_array_equal(draw(logits, temperature=temperature), logits.argmax(axis=-1))
+
+
+def test_a_large_temperature_is_flat():
+    ids = draw(np.tile(normal(2, 1, 40), (4000, 1)), temperature=100.0)
+    counts = np.bincount(ids, minlength=40)
+    assert counts.min() > 50, "100 are expected of each"
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.99}, {"top_k": 290}, {"temperature": 0.0}, {"temperature": 50.0}])
+def test_banned_tokens_never_come(settings):
+    bias = np.zeros(300, np.float32)
+    bias[np.random.default_rng(3).permutation(300)[:250]] = -np.inf
+    logits = np.tile(normal(3, 1, 300), (3000, 1))
+    logits[:, np.isinf(bias)] += 10
+    ids = draw(logits, bias, **settings)
+    assert (bias[ids] == 0).all()
+    assert len(set(ids.tolist())) > 20 or settings == {"temperature": 0.0}
+
+
+def test_shares_are_those_of_the_softmax():
+    logits = normal(4, 1, 60) * 1.5
+    chances = np.exp(logits[0].astype(np.float64))
+    chances /= chances.sum()
+    counts = np.bincount(draw(np.tile(logits, (20_000, 1))), minlength=60)
+    expected = 20_000 * chances
+    assert ((counts - expected) ** 2 / expected).sum() < 115, "59 degrees of freedom: above once in 5e5"
+
+
+def test_a_draw_depends_on_seed_and_position_alone():
+    logits = normal(5, 1, 500)
+    many = draw(np.tile(logits, (64, 1)))
+    few = draw(np.tile(logits, (7, 1)))
+    np.testing.assert_array_equal(many[:7], few)
+    other = np.tile(normal(6, 1, 500), (64, 1))
+    other[20] = logits
+    assert draw(other)[20] == many[20], "whatever the other rows hold"
+    assert (draw(np.tile(logits, (64, 1)), seed=6) != many).sum() > 50
+
+
+def test_zeros_of_both_signs_tie():
+    logits = np.full((200, 8), -5.0, np.float32)
+    logits[:, 2], logits[:, 5] = 0.0, -0.0
+    assert set(draw(logits, top_k=1).tolist()) == {2, 5}
+
+
+def test_rounding_never_leads_to_a_token_without_weight():
+    """The sums of a parallel scan may grow over groups of zeros: u is put just there, and at both ends."""
+    rng = np.random.default_rng(7)
+    weights = rng.random((100, 384, 128), np.float32) * (rng.random((100, 384, 1)) < 0.3)
+    weights[:, 0] = 0
+    sums = np.asarray(jax.jit(lambda x: jnp.sum(x, axis=-1))(weights))
+    running = np.asarray(jax.jit(lambda x: jnp.cumsum(x, axis=-1))(sums))
+    gap = (np.diff(running, axis=1) > 0) & (sums[:, 1:] == 0)
+    assert gap.any(axis=1).sum() > 10, "otherwise this tests nothing"
+    at_gap = running[np.arange(100), gap.argmax(axis=1)] / running[:, -1]
+    inverse = jax.jit(sampler._inverse_cdf)
+    for u in (at_gap, np.zeros(100, np.float32), np.full(100, 1 - 2**-24, np.float32)):
+        for nudged in (u, np.nextafter(u, np.float32(0)), np.nextafter(u, np.float32(1))):
+            index = np.asarray(inverse(weights, np.minimum(nudged, np.float32(1 - 2**-24))))
+            assert (weights.reshape(100, -1)[np.arange(100), index] > 0).all()
+
+
+def test_graphs_take_rows_and_fill_the_batch():
+    module = Module("samplers")
+    add_samplers(module, rows=2, vocab_size=10, max_batch=5)
+    assert list(module.graphs) == ["sample_greedy_r2", "sample_full_r2"]
+    logits = normal(8, 2, 10)
+    graph = module.graphs["sample_greedy_r2"]
+    assert graph.inputs == {"logits": TensorType("float32", (2, 10))}
+    (ids,) = graph.call_flat(jnp.asarray(logits))
+    assert (ids.dtype, ids.tolist()) == (jnp.int32, [*logits.argmax(axis=-1), 0, 0, 0])
+    inputs = module.graphs["sample_full_r2"].inputs
+    zeros = [jnp.zeros(type.shape, type.dtype) for type in inputs.values()]
+    assert zeros[list(inputs).index("seeds")].shape == (2, 2)
+    (ids,) = module.graphs["sample_full_r2"].call_flat(jnp.asarray(logits), *zeros[1:])
+    assert ids.shape == (5,)
