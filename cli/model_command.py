@@ -45,6 +45,9 @@ def make_preparation(
 ) -> Preparation:
     """A preparation of this model under these settings, for `target` or else the device that they name."""
     config = settings.of(CompileConfig)
+    dump = Dump(dump_folder())
+    if dump.enabled:
+        click.echo(f"writing every stage of the IR to {dump.folder}", err=True)
     return Preparation(
         checkpoint,
         Store.open(settings.of(CacheConfig)),
@@ -55,7 +58,7 @@ def make_preparation(
         settings=[settings.of(section) for section in PIPELINE_SECTIONS],
         text=_facts(text),
         progress=progress,
-        dump=Dump(dump_folder()),
+        dump=dump,
         keep_weights=keep_weights,
     )
 

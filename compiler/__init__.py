@@ -7,6 +7,8 @@ import os
 
 # Tracing needs no device: jax must not look for accelerators, nor warn that there are none.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# jaxlib's C++ side logs every start and compilation at INFO; it reads this when it is first imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from .graph import Graph, Module, TensorType
 from .target import Target

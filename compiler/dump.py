@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,13 +78,16 @@ class Dump:
             ) from None
 
     def finish(self) -> None:
-        """Writes index.json and says where everything is."""
+        """Writes index.json: the files of this dump, and those of an earlier one that are still there."""
         if self.folder is None:
             return
-        entries = sorted(self._entries, key=lambda entry: str(entry["file"]))
-        self._write("index.json", json.dumps(entries, indent=1) + "\n")
-        total = sum(int(str(entry["bytes"])) for entry in entries)
-        logger.warning("wrote %d IR files, %.1f MB, to %s", len(entries), total / 1e6, self.folder)
+        written = {str(entry["file"]): entry for entry in self._entries}
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            earlier = {entry["file"]: entry for entry in json.loads((self.folder / "index.json").read_text())}
+            written = {name: entry for name, entry in earlier.items() if (self.folder / name).is_file()} | written
+        self._write("index.json", json.dumps([written[name] for name in sorted(written)], indent=1) + "\n")
+        total = sum(int(str(entry["bytes"])) for entry in self._entries)
+        logger.info("wrote IR files=%d bytes=%d folder=%s", len(self._entries), total, self.folder)
 
     @contextmanager
     def code(self, name: str) -> Iterator[str | None]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,8 +34,7 @@ Buffer = Any
 
 @functools.cache
 def _jaxlib() -> Any:
-    """jaxlib's extension module; its C++ INFO lines would otherwise appear on the stderr of every start."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """jaxlib's client module, imported when something is loaded or compiled."""
     from jaxlib import xla_client
 
     return xla_client
@@ -246,6 +247,15 @@ def compile_stablehlo(module: bytes, name: str, dump_to: str | None = None) -> C
     )
 
 
+def release_memory() -> None:
+    """Gives memory that compilation has freed back to the system, before weights are read beside it."""
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc's own; elsewhere the memory stays with the process
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def machine() -> dict[str, Any]:
     """The machine that XLA:CPU compiles for here: LLVM's triple, CPU name and feature list."""
     topology = _jaxlib()._xla.get_topology_for_devices(list(_host().client.local_devices()))
@@ -357,11 +367,11 @@ def portable_bytecode(module: ir.Module) -> bytes:
     return _jaxlib()._xla.mlir.serialize_portable_artifact(bytecode(module), version, False)
 
 
-def from_portable_bytecode(data: bytes) -> str:
-    """The text of a module kept as portable bytecode. Imports jaxlib's MLIR, not jax."""
+def from_portable_bytecode(data: bytes) -> ir.Module:
+    """A module kept as portable bytecode, in a context of its own. Imports jaxlib's MLIR, not jax."""
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo
 
     with ir.Context() as context:
         stablehlo.register_dialect(context)
-        return str(stablehlo.deserialize_portable_artifact(context, data))
+        return stablehlo.deserialize_portable_artifact(context, data)

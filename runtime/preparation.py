@@ -23,9 +23,10 @@ from ..cache import Binding, Key, Mef, Store, mef
 from ..cache.binding import BoundFile, binding_digest, checkpoint_identity
 from ..cache.fields import Section, compile_factors
 from ..cache.key import make_key, source_digest, toolchain
-from ..compiler import Target
+from ..compiler import Target, xla
 from ..compiler.dump import Dump
 from ..compiler.limits import Limits, choose_limits
+from ..compiler.stored_stages import dump_stored_stages
 from ..compiler.weights import WeightTable
 from . import prepared
 from .arena import Arena
@@ -136,7 +137,11 @@ class Preparation:
         on a miss under the cache policy `require`."""
         with self.report.timed("lookup"):
             found = self._from_binding()
-        return found if found is not None else self._from_config()
+        if found is None:
+            found = self._from_config()
+        if self.dump.enabled and not self.report.compiled:
+            dump_stored_stages(found.artifact, self.dump)
+        return found
 
     # --- the warm path ---
 
@@ -252,6 +257,7 @@ class Preparation:
             buffer = io.BytesIO()
             summary = compile_module(module, self.target, mef.MefWriter(buffer), options)
         self.report.graphs, self.report.executables = summary.graphs, summary.executables
+        xla.release_memory()
         return buffer.getvalue()
 
     def _weights(self, table: WeightTable) -> tuple[Path | None, str, Arena | None]:
