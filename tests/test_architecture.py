@@ -163,11 +163,6 @@ def test_every_setting_says_whether_it_changes_compiled_code() -> None:
     assert {section.__name__: unclassified(section) for section in found} == {s.__name__: [] for s in found}
 
 
-def test_a_field_name_is_used_by_one_section_only() -> None:
-    counts = Counter(name for section in sections() for name in section.model_fields)
-    assert not [name for name, count in counts.items() if count > 1]
-
-
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_a_command_has_no_flag_twice(name: str) -> None:
     with group.make_context("max", [name, "--help"], resilient_parsing=True) as context:
