@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import ConfigError
-from ..cache.fields import Section, setting
-from ..compiler.counters import COUNTERS
-from ..runtime.checkpoint import Checkpoint
-from ..runtime.config import ModelConfig, SamplingConfig
-from ..runtime.engine import Engine
-from ..runtime.request import Request
-from ..runtime.text_engine import Started, start
-from ..serve.text_output import CompletionText, StopRules
-from ..serve.text_side import TextSide, check_room
-from .model_command import PIPELINE_SECTIONS, make_preparation, model_folder
+from ..runtime.config import SamplingConfig
 from .options import as_yaml, config_options, resolve
-from .progress import ProgressBar
-from .resolution import Settings
-from .statistics import Statistics, peak_memory_bytes, process_seconds
-
-logger = logging.getLogger(__name__)
-
-
-class GenerateConfig(Section):
-    """The prompt and the form of the output."""
-
-    prompt: str | None = setting(None, compiles=False)
-    """Text to answer or to continue."""
-
-    chat_template: str | None = setting(None, compiles=False)
-    """Chat template to use instead of the model's: Jinja text, or the path of a file with it."""
-
-    apply_chat_template: bool | None = setting(None, compiles=False)
-    """Send the prompt as a user's message; without, as plain text [default: where the model has a template]."""
-
-    num_warmups: int = setting(0, compiles=False, ge=0)
-    """Generate this often before the run that is shown and timed."""
-
-    json_output: bool = setting(False, compiles=False, flag="--json")
-    """Print one JSON object with text and statistics instead of streaming the text."""
-
+from .sections import PIPELINE_SECTIONS, GenerateConfig
 
 _SECTIONS = (*PIPELINE_SECTIONS, SamplingConfig, GenerateConfig)
 
@@ -70,134 +31,6 @@ def command(config_file: Path | None, print_config: bool, **given: Any) -> None:
     if print_config:
         click.echo(as_yaml(settings), nl=False)
         return
-    _Generation(settings).run()
+    from .generation import Generation
 
-
-@dataclass
-class _Answer:
-    """One answer as it came about; seconds since the request was given to the engine."""
-
-    text: str = ""
-    tokens: int = 0
-    finish_reason: str = ""
-    first_token_seconds: float = 0.0
-
-
-class _Generation:
-    """One run of the command."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.config = settings, settings.of(GenerateConfig)
-        if self.config.prompt is None:
-            raise ConfigError("no --prompt was given", 'Give one, for example --prompt "robot:".')
-        self.sampling = settings.of(SamplingConfig)
-
-    def run(self) -> None:
-        folder = model_folder(self.settings.of(ModelConfig))
-        started, text, prompt = self._start(folder)
-        startup = process_seconds()
-        room = check_room(prompt, started.engine.limits.max_length)
-        rules, params = text.stop_rules(self.sampling, room), text.sampling(self.sampling)
-
-        def request(number: int) -> Request:
-            return Request(
-                str(number), prompt, params, rules.max_new_tokens, rules.min_new_tokens, rules.ending_token_ids
-            )
-
-        for number in range(self.config.num_warmups):
-            _generate(started.engine, request(number), text, rules, lambda piece: None)
-        show = (lambda piece: None) if self.config.json_output else _stream
-        before = _rates(started.engine)
-        answer = _generate(started.engine, request(-1), text, rules, show)
-        prefill, decode = (after - then for after, then in zip(_rates(started.engine), before, strict=True))
-        statistics = Statistics(
-            model=str(folder),
-            prompt_tokens=len(prompt),
-            new_tokens=answer.tokens,
-            finish_reason=answer.finish_reason,
-            seed=params.seed,
-            source=started.report.reason,
-            startup_seconds=startup,
-            first_token_seconds=answer.first_token_seconds,
-            prefill_rate=prefill.rate,
-            decode_rate=decode.rate,
-            peak_memory_bytes=peak_memory_bytes(),
-        )
-        self._report(answer, statistics)
-
-    def _start(self, folder: Path) -> tuple[Started, TextSide, list[int]]:
-        """Checks all that was asked for first, so that a mistake is told before anything is compiled."""
-        with ProgressBar() as progress:
-            checkpoint = Checkpoint.open(folder)
-            text = TextSide.load(folder, self.config.chat_template)
-            preparation = make_preparation(self.settings, checkpoint, text, progress, keep_weights=True)
-            prompt = text.prompt_ids(self.config.prompt or "", apply_chat_template=self.config.apply_chat_template)
-            if preparation.max_length is not None:
-                room = check_room(prompt, preparation.max_length)
-                text.stop_rules(self.sampling, room)
-            text.sampling(self.sampling)
-            started = start(preparation.run, preparation.store, len(prompt))
-        logger.debug("preparation %s", started.report)
-        return started, text, prompt
-
-    def _report(self, answer: _Answer, statistics: Statistics) -> None:
-        if self.config.json_output:
-            click.echo(json.dumps({"text": answer.text, **statistics.to_json()}, ensure_ascii=False))
-        else:
-            click.echo()
-            for line in statistics.lines():
-                click.echo(line, err=True)
-        logger.debug("graphs and executables %s", COUNTERS)
-
-
-def _generate(
-    engine: Engine, request: Request, text: TextSide, rules: StopRules, show: Callable[[str], None]
-) -> _Answer:
-    """Runs one request to its end and shows each piece of text when it is complete."""
-    completion = CompletionText(text.tokenizer.stream(), rules)
-    answer = _Answer()
-    began = time.perf_counter()
-    engine.add(request)
-    while completion.finish_reason is None:
-        for token in engine.step():
-            if not answer.first_token_seconds:
-                answer.first_token_seconds = time.perf_counter() - began
-            delta = completion.push(token.id)
-            if token.finish_reason is not None and completion.finish_reason is None:
-                rest = completion.finish(token.finish_reason)
-                answer.text += delta.text
-                show(delta.text)
-                delta = rest
-            answer.text += delta.text
-            show(delta.text)
-    engine.abort(request.id)  # a stop string ends the text before the engine knows
-    answer.tokens, answer.finish_reason = completion.num_tokens, completion.finish_reason
-    return answer
-
-
-def _stream(piece: str) -> None:
-    if piece:
-        click.echo(piece, nl=False)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Tokens computed and the seconds that they took."""
-
-    tokens: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    def __sub__(self, earlier: _Work) -> _Work:
-        return _Work(self.tokens - earlier.tokens, self.seconds - earlier.seconds)
-
-
-def _rates(engine: Engine) -> tuple[_Work, _Work]:
-    stats = engine.stats
-    return (
-        _Work(stats.prefill_tokens, stats.prefill_seconds),
-        _Work(stats.decode_tokens, stats.decode_seconds),
-    )
+    Generation(settings).run()

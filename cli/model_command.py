@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from ..cache import Store
 from ..cache.config import CacheConfig
-from ..cache.fields import Section
+from ..cache.store import Store
 from ..compiler.config import CompileConfig
 from ..compiler.dump import Dump, dump_folder
 from ..compiler.target import Target
@@ -18,12 +17,10 @@ from ..runtime.config import BatchConfig, ModelConfig
 from ..runtime.preparation import Preparation, Progress, TextFacts
 from ..serve.text_side import TextSide
 from .resolution import Settings
+from .sections import PIPELINE_SECTIONS
 
 # Not imported from models/builtin: a warm start loads nothing of models/.
 _BUILT_IN = Path(__file__).resolve().parent.parent / "models" / "builtin"
-
-PIPELINE_SECTIONS: tuple[type[Section], ...] = (ModelConfig, CompileConfig, BatchConfig, CacheConfig)
-"""The settings that decide which artifact a command uses; the same for every command."""
 
 
 def model_folder(model: ModelConfig) -> Path:

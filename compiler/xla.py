@@ -10,7 +10,6 @@ import ctypes
 import functools
 import gc
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import CacheError, ConfigError
-from ..cache import Binding, Key, Mef, Store, mef
-from ..cache.binding import BoundFile, binding_digest, checkpoint_identity
+from ..cache import mef
+from ..cache.binding import Binding, BoundFile, binding_digest, checkpoint_identity
 from ..cache.fields import Section, compile_factors
-from ..cache.key import make_key, source_digest, toolchain
+from ..cache.key import Key, make_key, source_digest, toolchain
+from ..cache.mef import Mef
+from ..cache.store import Store
 from ..compiler import Target, xla
 from ..compiler.dump import Dump
 from ..compiler.limits import Limits, choose_limits

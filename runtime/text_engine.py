@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import CacheError
-from ..cache import Store
+from ..cache.store import Store
 from ..compiler import xla
 from ..compiler.limits import Limits
 from . import prepared

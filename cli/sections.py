@@ -1,0 +1,40 @@
+"""The settings of each command. Imports no command's work, so that `max CMD --help` stays fast."""
+
+from __future__ import annotations
+
+from ..cache.config import CacheConfig
+from ..cache.fields import Section, setting
+from ..compiler.config import CompileConfig
+from ..runtime.config import BatchConfig, ModelConfig
+
+PIPELINE_SECTIONS: tuple[type[Section], ...] = (ModelConfig, CompileConfig, BatchConfig, CacheConfig)
+"""The settings that decide which artifact a command uses; the same for every command."""
+
+
+class GenerateConfig(Section):
+    """The prompt and the form of the output."""
+
+    prompt: str | None = setting(None, compiles=False)
+    """Text to answer or to continue."""
+
+    chat_template: str | None = setting(None, compiles=False)
+    """Chat template to use instead of the model's: Jinja text, or the path of a file with it."""
+
+    apply_chat_template: bool | None = setting(None, compiles=False)
+    """Send the prompt as a user's message; without, as plain text [default: where the model has a template]."""
+
+    num_warmups: int = setting(0, compiles=False, ge=0)
+    """Generate this often before the run that is shown and timed."""
+
+    json_output: bool = setting(False, compiles=False, flag="--json")
+    """Print one JSON object with text and statistics instead of streaming the text."""
+
+
+class WarmCacheConfig(Section):
+    """What is compiled for, and the form of the output."""
+
+    target: str | None = setting(None, compiles=False)
+    """Platform and architecture to compile for, as in cpu:native [default: this host's --devices]."""
+
+    json_output: bool = setting(False, compiles=False, flag="--json")
+    """Print the result as one JSON object."""

@@ -1,0 +1,80 @@
+"""One run of `max warm-cache`: prepares artifact and weights, and says what was done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..cache.config import CacheConfig
+from ..compiler.config import CompileConfig
+from ..compiler.target import Target
+from ..runtime.checkpoint import Checkpoint
+from ..runtime.config import ModelConfig
+from ..runtime.preparation import Prepared
+from ..serve.text_side import TextSide
+from .model_command import make_preparation, model_folder
+from .progress import ProgressBar
+from .resolution import Settings
+from .sections import WarmCacheConfig
+
+
+def warm(settings: Settings) -> None:
+    """Fills the cache under these settings and prints the result on stdout."""
+    config = settings.of(WarmCacheConfig)
+    target = Target.parse(config.target) if config.target else settings.of(CompileConfig).target()
+    folder = model_folder(settings.of(ModelConfig))
+    with ProgressBar() as progress:
+        checkpoint = Checkpoint.open(folder)
+        text = TextSide.load(folder)
+        preparation = make_preparation(settings, checkpoint, text, progress, target=target, keep_weights=False)
+        prepared = preparation.run()
+    if config.json_output:
+        click.echo(json.dumps(_result(prepared, folder, target, settings)))
+        return
+    for line in _lines(prepared, folder, target, settings):
+        click.echo(line)
+
+
+def _result(prepared: Prepared, folder: Path, target: Target, settings: Settings) -> dict[str, Any]:
+    report = prepared.report
+    return {
+        "model": str(folder),
+        "target": target.name,
+        "cached": report.was_cached,
+        "reason": report.reason,
+        "key": report.key,
+        "graphs": report.graphs,
+        "executables": report.executables,
+        "seconds": report.seconds,
+        "artifact": prepared.artifact.id,
+        "artifact_bytes": prepared.artifact.size,
+        "artifact_path": _path(prepared.artifact_file),
+        "weights": prepared.weights_id,
+        "weights_bytes": prepared.weights_file.stat().st_size if prepared.weights_file else 0,
+        "weights_path": _path(prepared.weights_file),
+        "cache_dir": str(settings.of(CacheConfig).folder),
+    }
+
+
+def _lines(prepared: Prepared, folder: Path, target: Target, settings: Settings) -> list[str]:
+    """The result as a person reads it."""
+    result, report = _result(prepared, folder, target, settings), prepared.report
+    phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.seconds.items())
+    made = "all was there already" if report.was_cached else f"made now ({report.reason})"
+    counts = f", {report.graphs} graphs in {report.executables} executables" if report.compiled else ""
+    lines = [
+        f"{folder.name or folder} for {target.name}: {made}{counts}",
+        f"  seconds   {phases}",
+        f"  artifact  {result['artifact']}  {result['artifact_bytes'] / 1e6:,.1f} MB  {result['artifact_path']}",
+        f"  weights   {result['weights']}  {result['weights_bytes'] / 1e6:,.1f} MB  {result['weights_path']}",
+    ]
+    if prepared.weights_file is None or prepared.artifact_file is None:
+        lines.append(f"  not kept: the cache in {result['cache_dir']} cannot be written")
+    return lines
+
+
+def _path(path: Path | None) -> str:
+    return "not kept" if path is None else str(path)
