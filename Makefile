@@ -26,8 +26,8 @@ dev: $(READY)  ## an environment to work in; afterwards `. .venv/bin/activate`
 wheel: $(READY)  ## build the wheel and generate text with it in a clean environment
 	@.ci/wheel
 
-bench: $(READY)  ## time the commands, one JSON line each
-	@$(BIN)/python -m max.bench.commands
+bench: $(READY)  ## time the commands from start to exit
+	@$(BIN)/python -m max.bench.startup
 
 parity: .venv-parity/.ready  ## make the references of transformers on torch anew
 	@.venv-parity/bin/python tests/parity/make_references.py
