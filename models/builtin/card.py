@@ -67,7 +67,8 @@ assistant. Without a template, `robot:` is completed too.
     python -m max.models.builtin.export --run RUN
     python -m max.models.builtin.evaluate
 
-Training took little more than an hour on two CPU cores.
+Training took an hour and a quarter on two CPU cores that did other work too. It was interrupted and resumed twice, once
+50 steps into the decay of a shorter plan, so that the commands repeat it closely but not bit for bit.
 
 ## Licence of WordNet
 

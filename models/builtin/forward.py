@@ -10,6 +10,9 @@ from ..llama import Llama
 from ..llama_config import Config
 from ..rope import rope_tables, rotate
 
+BLOCK = 256
+"""Queries a block: the keys after a block are skipped, and its scores stay in the processor's cache."""
+
 
 def hidden_states(model: Llama, config: Config, tokens: jax.Array) -> jax.Array:
     """tokens: (B, T) int32; the residual stream (B·T, D) out, ready for `Llama.logits`."""
@@ -17,7 +20,6 @@ def hidden_states(model: Llama, config: Config, tokens: jax.Array) -> jax.Array:
     positions = jnp.arange(length, dtype=jnp.int32)
     cos, sin = rope_tables(config.rope, positions, jnp.full((length,), length, jnp.int32))
     cos, sin = jnp.tile(cos, (batch, 1)), jnp.tile(sin, (batch, 1))
-    causal = positions[:, None] >= positions[None, :]
 
     def attend(qkv: jax.Array) -> jax.Array:
         q, k, v = split_heads(qkv, config.num_heads, config.num_kv_heads, config.head_dim)
@@ -25,10 +27,14 @@ def hidden_states(model: Llama, config: Config, tokens: jax.Array) -> jax.Array:
         q = rotate(q, cos, sin).reshape(batch, length, config.num_kv_heads, group, config.head_dim)
         k = rotate(k, cos, sin).reshape(batch, length, config.num_kv_heads, config.head_dim)
         v = v.reshape(batch, length, config.num_kv_heads, config.head_dim)
-        scores = jnp.einsum("btkgh,bskh->bkgts", q, k) * config.head_dim**-0.5
-        scores = jnp.where(causal, scores, jnp.finfo(scores.dtype).min)
-        probabilities = jax.nn.softmax(scores, axis=-1)
-        mixed = jnp.einsum("bkgts,bskh->btkgh", probabilities, v)
+        blocks = []
+        for start in range(0, length, BLOCK):
+            end = min(start + BLOCK, length)
+            scores = jnp.einsum("btkgh,bskh->bkgts", q[:, start:end], k[:, :end]) * config.head_dim**-0.5
+            causal = positions[start:end, None] >= positions[None, :end]
+            probabilities = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
+            blocks.append(jnp.einsum("bkgts,bskh->btkgh", probabilities, v[:, :end]))
+        mixed = jnp.concatenate(blocks, axis=1)
         return mixed.reshape(batch * length, config.query_width)
 
     x = model.embed_tokens(tokens.reshape(-1))

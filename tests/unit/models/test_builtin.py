@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from max.models.builtin import FOLDER
 from max.models.builtin.card import render_card
+from max.models.builtin.evaluate import WORD, Model, sample
 from max.models.builtin.tokenizer import SPECIAL
 from max.models.llama_config import Config
 
@@ -83,6 +84,13 @@ def test_an_unknown_role_is_refused() -> None:
 
 def test_text_without_a_template_starts_with_bos_once() -> None:
     assert AutoTokenizer.from_pretrained(FOLDER)("robot:").input_ids.count(TOKENIZER.token_to_id("<|bos|>")) == 1
+
+
+def test_a_question_is_answered_with_words_and_an_end() -> None:
+    model = Model.load(FOLDER)
+    first, second = (sample(model, ["robot"], seed=7)[0] for _ in range(2))
+    assert first == second
+    assert first[-1] == model.end and WORD.search(TOKENIZER.decode(first))
 
 
 def test_the_card_shows_the_measured_figures() -> None:
