@@ -1,0 +1,210 @@
+"""Tiny Llamas through the whole stack, from safetensors to tokens, against what transformers answered.
+
+tests/parity/README.md tells how the references were made. Their greedy continuations have no near-ties, and so do those
+of a prompt with a part of its continuation: batches and chunks must give these very tokens.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from max.cache import mef
+from max.compiler import Target
+from max.compiler.artifact import Options, compile_module
+from max.compiler.limits import Limits
+from max.models.build import build_text_pipeline
+from max.models.llama_config import Config
+from max.runtime.arena import Arena
+from max.runtime.checkpoint import Checkpoint
+from max.runtime.engine import Engine
+from max.runtime.model import Model
+from max.runtime.prepared import layout_of, prepare_into
+from max.runtime.request import Generation, Request
+from max.runtime.sampling import SamplingParams
+from max.runtime.scheduler import Chunk
+from max.runtime.session import CompiledModels, InferenceSession
+from max.runtime.step_inputs import make_inputs
+
+PARITY = Path(__file__).parents[1] / "parity"
+CONFIGS = json.loads((PARITY / "llama.json").read_text())
+# Of the standard deviation of the logits.
+TOLERANCE = 1e-4
+GREEDY = SamplingParams(temperature=0)
+# One bucket holds a whole prompt with logits for each of its tokens, the other a lone decode.
+WHOLE = Limits(max_length=176, max_batch=64, page_tokens=16, num_pages=60, token_buckets=(1, 64))
+# Prompts take three chunks; four rows of full length would need 44 pages.
+CHUNKED = Limits(max_length=176, max_batch=4, page_tokens=16, num_pages=24, token_buckets=(1, 4, 16))
+# What has its rotation change with the length cannot be cut into chunks that give the same.
+PLAIN = [name for name in CONFIGS if not name.startswith("dynamic")]
+
+
+@dataclass
+class Pipeline:
+    """The models of one checkpoint, and what transformers answers for it."""
+
+    limits: Limits
+    config: Config
+    models: dict[str, Model]
+    prompt: list[int]
+    greedy: list[int]
+    logits: np.ndarray
+    last_logits: np.ndarray
+    preempted: int = 0
+
+    def engine(self) -> Engine:
+        return Engine(self.models, self.limits, self.config.vocab_size)
+
+    def answers(self, requests: Sequence[Request]) -> dict[str, list[int]]:
+        engine = self.engine()
+        for request in requests:
+            engine.add(request)
+        found: dict[str, list[int]] = {request.id: [] for request in requests}
+        while not engine.is_idle:
+            for token in engine.step():
+                found[token.request_id].append(token.id)
+        assert engine.stats.ended == {"finished": len(requests)}
+        assert engine.scheduler.pages.free == self.limits.num_pages - 1
+        self.preempted = engine.scheduler.preempted
+        return found
+
+    def feed(self, row: Generation, count: int) -> np.ndarray:
+        """Computes the row's next `count` tokens; the logits of the last of them, as many as the graph gives."""
+        inputs = make_inputs([Chunk(row, row.computed, count)], self.limits)
+        rows = len(inputs.arrays[-1])
+        inputs.arrays[-1][:] = np.clip(np.arange(count - rows, count), 0, None)
+        row.computed += count
+        return self.models[inputs.graph](*inputs.arrays)[0].to_numpy()[-count:]
+
+    def row(self, tokens: list[int]) -> Generation:
+        """A row in pages that are not in order, alone."""
+        pages = list(range(2 * self.limits.max_pages, 0, -2))[: self.limits.max_pages]
+        return Generation(Request("row", tokens), tokens, row=1, pages=pages)
+
+    def assert_near(self, logits: np.ndarray, wanted: np.ndarray) -> None:
+        assert logits.shape == wanted.shape
+        assert np.abs(logits - wanted).max() <= TOLERANCE * self.logits.std()
+
+
+def make_pipeline(name: str, folder: Path, limits: Limits) -> Pipeline:
+    spec = importlib.util.spec_from_file_location("seeded", PARITY / "seeded.py")
+    assert spec and spec.loader
+    seeded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seeded)
+    seeded.seeded_checkpoint(CONFIGS[name], folder)
+    checkpoint = Checkpoint.open(folder)
+    config = Config.from_hf(checkpoint.config)
+    table = config.weights()
+    buffer = io.BytesIO()
+    module = build_text_pipeline(checkpoint.architecture, config, limits)
+    compile_module(module, Target.parse("cpu"), mef.MefWriter(buffer), Options(weights=table.to_json()))
+    views = prepare_into(table, checkpoint, Arena(layout_of(table)), threads=1)
+    models = InferenceSession().init_all(CompiledModels(mef.Mef.from_bytes(buffer.getvalue())), views)
+    with np.load(PARITY / "references" / f"llama_{name}.npz") as reference:
+        prompt, greedy = reference["prompt"].tolist(), reference["greedy"].tolist()
+        return Pipeline(limits, config, models, prompt, greedy, reference["logits"], reference["last_logits"])
+
+
+Make = Callable[[str, Limits], Pipeline]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Pipelines by config and limits, each made once."""
+    made: dict[tuple[str, Limits], Pipeline] = {}
+
+    def pipeline(name: str, limits: Limits) -> Pipeline:
+        if (name, limits) not in made:
+            made[name, limits] = make_pipeline(name, tmp_path_factory.mktemp(name), limits)
+        return made[name, limits]
+
+    return pipeline
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_full_forward_and_greedy_continuation(make, name):
+    pipeline = make(name, WHOLE)
+    row = pipeline.row(list(pipeline.prompt))
+    logits = pipeline.feed(row, 40)
+    pipeline.assert_near(logits, pipeline.logits)
+    for wanted in pipeline.greedy[:-1]:
+        assert logits[-1].argmax() == wanted
+        row.tokens.append(wanted)
+        logits = pipeline.feed(row, 1)
+    pipeline.assert_near(logits[-1], pipeline.last_logits)
+    request = Request("a", pipeline.prompt, GREEDY, max_new_tokens=len(pipeline.greedy))
+    assert pipeline.answers([request]) == {"a": pipeline.greedy}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_decoding_token_by_token_gives_the_logits_of_the_full_forward(make, name):
+    pipeline = make(name, WHOLE)
+    row = pipeline.row(list(pipeline.prompt))
+    first = pipeline.feed(row, 3)
+    rest = [pipeline.feed(row, 1) for _ in range(37)]
+    pipeline.assert_near(np.concatenate([first, *rest]), pipeline.logits)
+
+
+def test_chunks_give_the_logits_of_the_full_forward(make):
+    pipeline = make("gqa2_llama3_tied", CHUNKED)
+    for sizes in ((16, 16, 8), (4, 4, 4, 4, 4, 4, 16), (1, 2, 3, 4, 5, 6, 7, 8, 4), (15, 1, 16, 7, 1)):
+        row = pipeline.row(list(pipeline.prompt))
+        for size in sizes:
+            logits = pipeline.feed(row, size)
+            pipeline.assert_near(logits, pipeline.logits[: row.computed][-len(logits) :])
+        assert row.computed == 40
+
+
+def parts(pipeline: Pipeline, starts: Sequence[int], new: int) -> tuple[list[Request], dict[str, list[int]]]:
+    """Requests that go on from some way into the reference's continuation, and their answers."""
+    requests, wanted = [], {}
+    for start in starts:
+        prompt = pipeline.prompt + pipeline.greedy[:start]
+        requests.append(Request(str(start), prompt, GREEDY, max_new_tokens=new))
+        wanted[str(start)] = pipeline.greedy[start : start + new]
+    return requests, wanted
+
+
+@pytest.mark.parametrize(("name", "limits"), [("gqa2_llama3_tied", CHUNKED), ("gqa8_linear_biases", WHOLE)])
+def test_a_batch_gives_every_request_the_tokens_that_it_gets_alone(make, name, limits):
+    pipeline = make(name, limits)
+    requests, wanted = parts(pipeline, (0, 3, 30, 31, 64, 90), 36)
+    assert pipeline.answers(requests) == wanted
+    for request in requests[1::3]:
+        assert pipeline.answers([request]) == {request.id: wanted[request.id]}
+
+
+def test_requests_that_gave_way_go_on_as_if_they_had_not(make):
+    pipeline = make("gqa2_llama3_tied", CHUNKED)
+    requests, wanted = parts(pipeline, (0, 1, 2, 3), 100)
+    assert pipeline.answers(requests) == wanted
+    assert pipeline.preempted > 0
+
+
+def test_draws_depend_on_seed_and_position_alone(make):
+    pipeline = make("gqa2_llama3_tied", CHUNKED)
+
+    def request(name: str, seed: int, **settings: float) -> Request:
+        return Request(name, pipeline.prompt, SamplingParams(seed=seed, **settings), max_new_tokens=40)  # type: ignore[arg-type]
+
+    alone = pipeline.answers([request("a", 7, temperature=0.9, top_p=0.95)])["a"]
+    batch = pipeline.answers(
+        [
+            request("greedy", 7, temperature=0.0),
+            request("again", 7, temperature=0.9, top_p=0.95),
+            request("other", 8, temperature=0.9, top_p=0.95),
+            request("penalized", 7, temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0),
+        ]
+    )
+    assert batch["again"] == alone
+    assert batch["other"] != alone
+    assert batch["greedy"] == pipeline.greedy[:40]
+    assert batch["penalized"] != batch["greedy"]
+    assert len(set(batch["penalized"])) > len(set(batch["greedy"]))
