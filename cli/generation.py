@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from ..compiler.counters import COUNTERS
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import ModelConfig, SamplingConfig
 from ..runtime.engine import Engine
+from ..runtime.preparation import Preparation
 from ..runtime.request import Request
 from ..runtime.text_engine import Started, start
 from ..serve.text_output import CompletionText, StopRules
-from ..serve.text_side import TextSide, check_room
+from ..serve.text_side import TextSide, check_prompt
 from .model_command import make_preparation, model_folder
 from .progress import ProgressBar
 from .resolution import Settings
@@ -44,16 +46,18 @@ class Generation:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.config = settings, settings.of(GenerateConfig)
-        if self.config.prompt is None:
-            raise ConfigError("no --prompt was given", 'Give one, for example --prompt "robot:".')
+        if not self.config.prompt:
+            what = "no --prompt was given" if self.config.prompt is None else "the prompt is empty"
+            raise ConfigError(what, 'Give one, for example --prompt "robot:".')
         self.sampling = settings.of(SamplingConfig)
 
     def run(self) -> None:
         folder = model_folder(self.settings.of(ModelConfig))
         started, text, prompt = self._start(folder)
         startup = process_seconds()
-        room = check_room(prompt, started.engine.limits.max_length)
-        rules, params = text.stop_rules(self.sampling, room), text.sampling(self.sampling)
+        room = check_prompt(prompt, started.engine.limits.max_length, started.engine.vocab_size)
+        rules = text.stop_rules(self.sampling, room, started.engine.vocab_size)
+        params = text.sampling(self.sampling)
 
         def request(number: int) -> Request:
             return Request(
@@ -88,13 +92,18 @@ class Generation:
             text = TextSide.load(folder, self.config.chat_template)
             preparation = make_preparation(self.settings, checkpoint, text, progress, keep_weights=True)
             prompt = text.prompt_ids(self.config.prompt or "", apply_chat_template=self.config.apply_chat_template)
-            if preparation.max_length is not None:
-                room = check_room(prompt, preparation.max_length)
-                text.stop_rules(self.sampling, room)
-            text.sampling(self.sampling)
+            self._check(text, prompt, preparation)
             started = start(preparation.run, preparation.store, len(prompt))
         logger.debug("preparation %s", started.report)
         return started, text, prompt
+
+    def _check(self, text: TextSide, prompt: list[int], preparation: Preparation) -> None:
+        """Does what `run` does again when the model is there, with the sizes that config.json names, if it does."""
+        vocab_size = preparation.checkpoint.config.get("vocab_size")
+        vocab_size = vocab_size if isinstance(vocab_size, int) else sys.maxsize
+        room = check_prompt(prompt, preparation.max_length or sys.maxsize, vocab_size)
+        text.stop_rules(self.sampling, room, vocab_size)
+        text.sampling(self.sampling)
 
     def _report(self, answer: _Answer, statistics: Statistics) -> None:
         if self.config.json_output:

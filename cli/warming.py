@@ -13,7 +13,7 @@ from ..compiler.config import CompileConfig
 from ..compiler.target import Target
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import ModelConfig
-from ..runtime.preparation import Prepared
+from ..runtime.preparation_report import Prepared
 from ..serve.text_side import TextSide
 from .model_command import make_preparation, model_folder
 from .progress import ProgressBar
@@ -24,7 +24,8 @@ from .sections import WarmCacheConfig
 def warm(settings: Settings) -> None:
     """Fills the cache under these settings and prints the result on stdout."""
     config = settings.of(WarmCacheConfig)
-    target = Target.parse(config.target) if config.target else settings.of(CompileConfig).target()
+    named = settings.of(CompileConfig).devices if config.target is None else config.target
+    target = Target.parse(named)
     folder = model_folder(settings.of(ModelConfig))
     with ProgressBar() as progress:
         checkpoint = Checkpoint.open(folder)
@@ -52,9 +53,9 @@ def _result(prepared: Prepared, folder: Path, target: Target, settings: Settings
         "artifact": prepared.artifact.id,
         "artifact_bytes": prepared.artifact.size,
         "artifact_path": _path(prepared.artifact_file),
-        "weights": prepared.weights_id,
-        "weights_bytes": prepared.weights_file.stat().st_size if prepared.weights_file else 0,
-        "weights_path": _path(prepared.weights_file),
+        "weights": prepared.weights.id,
+        "weights_bytes": prepared.weights.file.stat().st_size if prepared.weights.file else 0,
+        "weights_path": _path(prepared.weights.file),
         "cache_dir": str(settings.of(CacheConfig).folder),
     }
 
@@ -71,7 +72,7 @@ def _lines(prepared: Prepared, folder: Path, target: Target, settings: Settings)
         f"  artifact  {result['artifact']}  {result['artifact_bytes'] / 1e6:,.1f} MB  {result['artifact_path']}",
         f"  weights   {result['weights']}  {result['weights_bytes'] / 1e6:,.1f} MB  {result['weights_path']}",
     ]
-    if prepared.weights_file is None or prepared.artifact_file is None:
+    if prepared.weights.file is None or prepared.artifact_file is None:
         lines.append(f"  not kept: the cache in {result['cache_dir']} cannot be written")
     return lines
 

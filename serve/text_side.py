@@ -79,21 +79,30 @@ class TextSide:
             seed=secrets.randbits(32) if config.seed is None else config.seed,
         )
 
-    def stop_rules(self, config: SamplingConfig, room: int) -> StopRules:
-        """Where an answer ends, at the latest after `room` tokens, which the context has left. Raises RequestError."""
+    def stop_rules(self, config: SamplingConfig, room: int, vocab_size: int) -> StopRules:
+        """Where an answer ends, at the latest after `room` tokens, which the context has left. Raises RequestError.
+
+        vocab_size: of the model; the checkpoint's own stop tokens may lie outside, and then never come
+        """
+        if outside := [token_id for token_id in config.stop_token_ids if token_id >= vocab_size]:
+            raise _outside("stop_token_ids holds", outside[0], vocab_size)
         wanted = self.defaults.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
         return StopRules(
             max_new_tokens=room if wanted in (None, -1) else min(wanted, room),
             min_new_tokens=config.min_new_tokens,
             stop=config.stop,
             stop_token_ids=frozenset(config.stop_token_ids),
-            eos_token_ids=self.defaults.stop_token_ids,
+            eos_token_ids=frozenset(token_id for token_id in self.defaults.stop_token_ids if token_id < vocab_size),
             ignore_eos=config.ignore_eos,
         )
 
 
-def check_room(prompt_ids: Sequence[int], max_length: int) -> int:
-    """The tokens that the context has left for an answer; raises RequestError when the prompt leaves none."""
+def check_prompt(prompt_ids: Sequence[int], max_length: int, vocab_size: int) -> int:
+    """The tokens that the context has left for an answer; raises RequestError when none can follow this prompt."""
+    if not prompt_ids:
+        raise RequestError("the prompt has no tokens", "Give text that the tokenizer does not drop.")
+    if max(prompt_ids) >= vocab_size:
+        raise _outside("the tokenizer gives", max(prompt_ids), vocab_size)
     room = max_length - len(prompt_ids)
     if room < 1:
         raise RequestError(
@@ -101,3 +110,9 @@ def check_room(prompt_ids: Sequence[int], max_length: int) -> int:
             "Shorten the prompt so that an answer fits, or raise --max-length as far as the model allows.",
         )
     return room
+
+
+def _outside(what: str, token_id: int, vocab_size: int) -> RequestError:
+    return RequestError(
+        f"{what} {token_id}, and the model has no such token", f"Its token ids go from 0 to {vocab_size - 1}."
+    )
