@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 _POOL_BYTES = 256 << 20  # pages of the default pool on CPU, unless one row of full length needs more
 
+_ROW_BYTES = 1 << 30  # pages of one row at the default length: no surprise when a model was made for 128k tokens
+
 
 @dataclass(frozen=True)
 class CacheGroup:
@@ -51,6 +53,14 @@ class Limits:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Limits:
         return Limits(**{**value, "token_buckets": tuple(value["token_buckets"])})
+
+
+def default_length(trained: int, page_tokens: int, page_bytes: int) -> int:
+    """The context of a model made for `trained` tokens: all of them, or as many as 1 GiB of pages hold.
+
+    The same on every host, since it is a factor of the key; a longer one has to be asked for.
+    """
+    return min(trained, max(_ROW_BYTES // page_bytes, 1) * page_tokens)
 
 
 def choose_limits(

@@ -12,8 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,18 +22,19 @@ from ..cache import mef
 from ..cache.binding import Binding, BoundFile, binding_digest, checkpoint_identity
 from ..cache.fields import Section, compile_factors
 from ..cache.key import Key, make_key, source_digest, toolchain
+from ..cache.lease import Waiting
 from ..cache.mef import Mef
 from ..cache.store import Store
 from ..compiler import Target, xla
 from ..compiler.dump import Dump
-from ..compiler.limits import Limits, choose_limits
+from ..compiler.limits import Limits, choose_limits, default_length
 from ..compiler.stored_stages import dump_stored_stages
 from ..compiler.weights import WeightTable
-from . import prepared
-from .arena import Arena
 from .checkpoint import Checkpoint
 from .config import BatchConfig, ModelConfig
+from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
+from .weight_preparation import Progress, find_or_prepare
 
 if TYPE_CHECKING:
     from ..models.table import Config
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-Progress = Callable[[str, str, int, int], None]
-"""Called with the phase, the item just finished, and how many of how many are done."""
 
 
 @dataclass(frozen=True)
@@ -53,48 +51,6 @@ class TextFacts:
     files: Sequence[Path] = ()
     stop_token_ids: Sequence[int] = ()
     generation: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Report:
-    """What a preparation did, for people. Seconds by phase; phases that were not needed are not there."""
-
-    key: str = ""
-    reason: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)
-    graphs: int = 0
-    executables: int = 0
-    compiled: bool = False
-    weights_prepared: bool = False
-
-    @property
-    def was_cached(self) -> bool:
-        return not self.compiled and not self.weights_prepared
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
-
-
-@dataclass
-class Prepared:
-    """The outcome: an artifact, and weights either as a file in the store or, where none can be kept, in an arena."""
-
-    artifact: Mef
-    artifact_file: Path | None
-    weights_file: Path | None
-    weights_id: str
-    arena: Arena | None
-    report: Report
-
-    @property
-    def limits(self) -> Limits:
-        return Limits.from_json(self.compiled().facts["limits"])
-
-    def compiled(self) -> CompiledModels:
-        return CompiledModels(self.artifact)
 
 
 def _silent(phase: str, item: str, done: int, total: int) -> None:
@@ -140,10 +96,14 @@ class Preparation:
         with self.report.timed("lookup"):
             found = self._from_binding()
         if found is None:
-            found = self._from_config()
+            with self.store.lease_named(self._binding_digest, self._from_binding, on_wait=self._on_wait) as lease:
+                found = lease.found or self._from_config()
         if self.dump.enabled and not self.report.compiled:
             dump_stored_stages(found.artifact, self.dump)
         return found
+
+    def _on_wait(self, waiting: Waiting) -> None:
+        self.progress("wait", waiting.holder, 0, 0)
 
     # --- the warm path ---
 
@@ -158,7 +118,8 @@ class Preparation:
         if artifact is None:
             return None
         self.report.key, self.report.reason = binding.key, "bound"
-        return Prepared(artifact, self.store.artifact_path(artifact), weights, binding.prepared, None, self.report)
+        ready = PreparedWeights(weights, binding.prepared, None)
+        return Prepared(artifact, self.store.artifact_path(artifact), ready, self.report)
 
     @property
     def _binding_digest(self) -> str:
@@ -207,13 +168,24 @@ class Preparation:
         key = make_key(factors)
         self.report.key = key.digest
         artifact = self._artifact(key, config, limits, weights)
-        path, identity, arena = self._weights(weights)
-        if path is not None:
-            self._bind(key, artifact, identity, limits)
-        return Prepared(artifact, self.store.artifact_path(artifact), path, identity, arena, self.report)
+        ready = find_or_prepare(
+            weights, self.checkpoint, self.store, self.report, self.progress, keep=self.keep_weights
+        )
+        if ready.file is not None:
+            self._bind(key, artifact, ready.id, limits)
+        return Prepared(artifact, self.store.artifact_path(artifact), ready, self.report)
 
     def _limits(self, config: Config) -> Limits:
-        wanted = self.model.max_length or config.max_position
+        page_tokens = self.batch.kv_cache_page_size
+        page_bytes = sum(group.page_bytes for group in config.cache_groups(page_tokens))
+        wanted = self.model.max_length or default_length(config.max_position, page_tokens, page_bytes)
+        if self.model.max_length is None and wanted < config.max_position:
+            logger.warning(
+                "the context is limited to %d tokens, which take 1 GB of pages; --max-length %d asks for all that "
+                "the model was made for",
+                wanted,
+                config.max_position,
+            )
         if wanted > config.max_position:
             raise ConfigError(
                 f"--max-length {wanted} is more than the {config.max_position} tokens that the model was made for",
@@ -222,9 +194,9 @@ class Preparation:
         return choose_limits(
             max_length=wanted,
             max_batch=self.batch.max_batch_size,
-            page_tokens=self.batch.kv_cache_page_size,
+            page_tokens=page_tokens,
             max_step_tokens=self.batch.max_batch_input_tokens,
-            page_bytes=sum(group.page_bytes for group in config.cache_groups(self.batch.kv_cache_page_size)),
+            page_bytes=page_bytes,
             total_tokens=self.batch.max_batch_total_tokens,
         )
 
@@ -233,7 +205,7 @@ class Preparation:
         if found is not None:
             self.report.reason = "same shape"
             return found
-        with self.store.lease(key, on_wait=lambda wait: self.progress("wait", wait.holder, 0, 0)) as lease:
+        with self.store.lease(key, on_wait=self._on_wait) as lease:
             if lease.found is not None:
                 self.report.reason = "made by another process"
                 return lease.found
@@ -261,41 +233,6 @@ class Preparation:
         self.report.graphs, self.report.executables = summary.graphs, summary.executables
         xla.release_memory()
         return buffer.getvalue()
-
-    def _weights(self, table: WeightTable) -> tuple[Path | None, str, Arena | None]:
-        known = self._prepared_before()
-        if known is not None:
-            return known[0], known[1], None
-        self.report.weights_prepared = True
-        arena = Arena(prepared.layout_of(table)) if self.keep_weights or not self.store.writable else None
-        threads = len(os.sched_getaffinity(0))
-
-        def on_progress(done: int, total: int) -> None:
-            self.progress("prepare weights", "", done, total)
-
-        with self.report.timed("prepare weights"):
-            if self.store.writable:
-                try:
-                    with self.store.temporary(".weights") as path:
-                        identity = prepared.prepare(
-                            table, self.checkpoint, path, threads=threads, arena=arena, on_progress=on_progress
-                        )
-                        kept = self.store.publish_prepared(path, identity)
-                    if kept is not None:
-                        return kept, identity, arena
-                except OSError as error:
-                    logger.warning("prepared weights cannot be kept: %s; going on without", error)
-            arena = arena or Arena(prepared.layout_of(table))
-            prepared.prepare_into(table, self.checkpoint, arena, threads=threads, on_progress=on_progress)
-            return None, "", arena
-
-    def _prepared_before(self) -> tuple[Path, str] | None:
-        """Prepared weights of this very checkpoint, made under other settings."""
-        wanted = checkpoint_identity(self.checkpoint.identity())
-        for binding in self.store.bindings():
-            if binding.checkpoint == wanted and (path := self.store.prepared_path(binding.prepared)):
-                return path, binding.prepared
-        return None
 
     def _bind(self, key: Key, artifact: Mef, prepared_id: str, limits: Limits) -> None:
         try:

@@ -17,7 +17,7 @@ from ..compiler.limits import Limits
 from . import prepared
 from .engine import Engine
 from .model import Executables
-from .preparation import Prepared, Report
+from .preparation_report import Prepared, Report
 from .session import CompiledModels, InferenceSession
 
 
@@ -40,9 +40,9 @@ def start(prepare: Callable[[], Prepared], store: Store, prompt_tokens: int = 1)
     try:
         engine = _load(found, prompt_tokens)
     except CacheError as error:
-        if found.weights_file is None:
+        if found.weights.file is None:
             raise
-        store.quarantine_prepared(found.weights_id, error)
+        store.quarantine_prepared(found.weights.id, error)
         found = prepare()
         started = time.perf_counter()
         engine = _load(found, prompt_tokens)
@@ -71,7 +71,8 @@ def _first_needed(compiled: CompiledModels, limits: Limits, prompt_tokens: int) 
 
 
 def _weights(found: Prepared) -> Mapping[str, np.ndarray]:
-    if found.arena is not None:
-        return found.arena.views()
-    assert found.weights_file is not None, "prepared weights are in a file or in an arena"
-    return prepared.load(found.weights_file, threads=len(os.sched_getaffinity(0)), expected_id=found.weights_id)
+    file, identity, arena = found.weights.file, found.weights.id, found.weights.arena
+    if arena is not None:
+        return arena.views()
+    assert file is not None, "prepared weights are in a file or in an arena"
+    return prepared.load(file, threads=len(os.sched_getaffinity(0)), expected_id=identity)
