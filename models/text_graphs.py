@@ -78,6 +78,7 @@ class StepBuilder:
         self.outer = [name for name in self.weights if not name.startswith("blocks.")]
         pages = TensorType(dtype, _page_shape(config, limits.num_pages, limits.page_tokens))
         self.state = {_PAGES.format(layer): pages for layer in range(config.num_layers)}
+        self._parts: dict[str, Callable[..., Any]] = {}
 
     def add(self, module: Module, tokens: int, rows: int) -> Graph:
         """Adds the step of `tokens` tokens that gives `rows` rows of logits.
@@ -99,15 +100,13 @@ class StepBuilder:
             "lengths": (limits.max_batch,),
             "logit_rows": (rows,),
         }
-        embed, block, head = self._parts(tokens, rows)
+        embed, block = self._embed(tokens), self._block(tokens)
+        head = self._head(tokens, rows)
 
         def step(weights: Weights, state: Weights, *values: jax.Array) -> tuple[jax.Array, Weights]:
             given = dict(zip(inputs, values, strict=True))
             outer = {name: weights[name] for name in self.outer}
-            x, context = embed(
-                outer,
-                {name: given[name] for name in _EMBED_INPUTS},
-            )
+            x, context = embed(outer, {name: given[name] for name in _EMBED_INPUTS})
             new_state = {}
             for layer in range(self.config.num_layers):
                 prefix, pages = f"blocks.{layer}.", _PAGES.format(layer)
@@ -119,17 +118,22 @@ class StepBuilder:
         types = {name: TensorType("int32", shape) for name, shape in inputs.items()}
         return Graph(name, step, types, weights=self.weights, state=self.state, outputs=("logits",), module=module)
 
-    def _parts(self, tokens: int, rows: int) -> tuple[Callable[..., Any], ...]:
-        """The three functions of a step, named for their sizes, each jitted so that it is lowered once and called."""
-        config, limits = self.config, self.limits
+    # Each part is jitted, so that it is lowered to a function of its own, once, and called; and kept, so that steps of
+    # the same tokens share its trace.
 
+    def _embed(self, tokens: int) -> Callable[..., Any]:
         def embed(weights: Weights, given: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Tiles]]:
             source = given["token_src"]
-            tokens = jnp.where(source >= 0, given["prev_ids"][jnp.maximum(source, 0)], given["tokens"])
+            ids = jnp.where(source >= 0, given["prev_ids"][jnp.maximum(source, 0)], given["tokens"])
             lengths = given["lengths"][jnp.maximum(given["rows"], 0)]
-            cos, sin = rope_tables(config.rope, given["positions"], lengths)
-            x = self.whole.fill(weights).embed_tokens(tokens)
-            return x, (cos, sin, make_tiles(given["rows"], limits.max_batch))
+            cos, sin = rope_tables(self.config.rope, given["positions"], lengths)
+            x = self.whole.fill(weights).embed_tokens(ids)
+            return x, (cos, sin, make_tiles(given["rows"], self.limits.max_batch))
+
+        return self._part(f"embed_t{tokens}", embed)
+
+    def _block(self, tokens: int) -> Callable[..., Any]:
+        config = self.config
 
         def block(
             weights: Weights,
@@ -153,9 +157,16 @@ class StepBuilder:
             x = self.block.fill(weights)(x, attend)
             return x, written
 
+        return self._part(f"block_t{tokens}", block)
+
+    def _head(self, tokens: int, rows: int) -> Callable[..., Any]:
         def head(weights: Weights, x: jax.Array, logit_rows: jax.Array) -> jax.Array:
             return self.whole.fill(weights).logits(x[logit_rows])
 
-        embed.__name__, block.__name__ = f"embed_t{tokens}", f"block_t{tokens}"
-        head.__name__ = f"head_t{tokens}_r{rows}"
-        return jax.jit(embed), jax.jit(block), jax.jit(head)
+        return self._part(f"head_t{tokens}_r{rows}", head)
+
+    def _part(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        if name not in self._parts:
+            function.__name__ = name
+            self._parts[name] = jax.jit(function)
+        return self._parts[name]
