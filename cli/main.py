@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 an error of ours, 2 a mistake in what was asked, 3 no room
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -21,6 +23,7 @@ from .commands import COMMANDS
 
 _EXIT_CODES: dict[Kind, int] = {"internal": 1, "user": 2, "capacity": 3}
 _INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Only this package: the libraries below it log every step of theirs at debug.
 _LOGGER = logging.getLogger(__name__.partition(".")[0])
 _LEVELS = ("debug", "info", "warning", "error")
@@ -91,8 +94,22 @@ group = click.version_option(__version__, prog_name="max", message="%(prog)s %(v
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line (`sys.argv` by default) and exits with its code."""
+    _open_streams()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     sys.exit(run(arguments))
+
+
+def _open_streams() -> None:
+    """Makes stdout and stderr fit to be written to, whatever this process was started with.
+
+    Where they are closed, a file of the cache could be opened in their place and take what libraries log. And an answer
+    may hold characters that the encoding of stdout lacks.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -112,9 +129,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         return _drop_output()
+    except OSError as error:
+        if error.errno not in _FULL:
+            return _report_fault(error)
+        return _report(f"the output cannot be written: {error.strerror}", "Free some space there.", 3)
     except Exception as error:
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return _report(f"internal error: {what}", "This is a fault of max; `--log-level debug` shows where.", 1)
+        return _report_fault(error)
 
 
 def _usage_hint(error: click.ClickException) -> str:
@@ -129,6 +149,11 @@ def _report(message: str, hint: str, code: int) -> int:
     if hint:
         click.echo(f"hint: {' '.join(hint.split())}", err=True)
     return code
+
+
+def _report_fault(error: Exception) -> int:
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return _report(f"internal error: {what}", "This is a fault of max; `--log-level debug` shows where.", 1)
 
 
 def _drop_output() -> int:

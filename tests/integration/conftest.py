@@ -102,7 +102,8 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     def run_here(*arguments: str) -> Finished:
         capsys.readouterr()
         code = main.run(arguments)
-        return Finished(code, *capsys.readouterr())
+        shown = capsys.readouterr()
+        return Finished(code, shown.out, shown.err)
 
     return run_here
 
