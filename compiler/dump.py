@@ -28,7 +28,8 @@ _KNOWN_OPTIONS = frozenset({"ir-output-dir"})
 
 def dump_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Where dumps are wanted, or None. The environment wins over the file; unknown options are warned about."""
-    options = dict(part.partition("=")[::2] for part in environ.get("MODULAR_DEBUG", "").split(",") if part)
+    parts = [part.partition("=") for part in environ.get("MODULAR_DEBUG", "").split(",") if part]
+    options = {name: value for name, _, value in parts}
     for name in sorted(options.keys() - _KNOWN_OPTIONS):
         logger.warning("MODULAR_DEBUG: unknown option %r; ignoring", name)
     folder = options.get("ir-output-dir") or _configured(environ.get("MODULAR_HOME"))

@@ -175,10 +175,6 @@ class Executable:
     def __call__(self, arguments: list[Buffer]) -> list[Buffer]:
         return self._loaded.execute_sharded(arguments).consume_with_handlers(self._handlers)
 
-    def hlo(self) -> str:
-        """The optimized HLO as text."""
-        return self._loaded.hlo_modules()[0].to_string()
-
 
 def load_executable(data: bytes, results: Sequence[TensorType]) -> Executable:
     """Loads PJRT bytes whose hash has been checked, with the types of its results.

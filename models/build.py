@@ -11,7 +11,7 @@ from ..compiler import Module
 from ..compiler.limits import Limits
 from . import llama
 from .sampler import add_samplers
-from .text_graphs import DecoderConfig, StepBuilder
+from .text_graphs import StepBuilder
 
 _DECODERS: dict[str, tuple[ModuleType, str]] = {"LlamaForCausalLM": (llama, "Llama")}
 
@@ -21,15 +21,10 @@ def build_text_pipeline(architecture: str, config: Any, limits: Limits) -> Modul
     file, class_name = _DECODERS[architecture]
     decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0)))
     module = Module(architecture)
-    builder = StepBuilder(decoder, _checked(config), limits)
+    builder = StepBuilder(decoder, config, limits)
     for tokens in limits.token_buckets:
         for rows in limits.logit_rows(tokens):
             builder.add(module, tokens, rows)
     for rows in limits.row_buckets:
         add_samplers(module, rows, config.vocab_size, limits.max_batch)
     return module
-
-
-def _checked(config: DecoderConfig) -> DecoderConfig:
-    """Gives the config its static type."""
-    return config

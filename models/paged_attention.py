@@ -21,7 +21,7 @@ class Tiles(NamedTuple):
     """The tiles of a step: first tokens (W,) int32 in ascending order, and how many there are, () int32."""
 
     starts: jax.Array
-    count: jax.Array
+    num_tiles: jax.Array
 
 
 def tile_tokens(num_tokens: int) -> int:
@@ -98,7 +98,7 @@ def paged_attention(
         return lax.dynamic_update_slice(out, attended, (start, 0))
 
     out = jnp.zeros((tokens + size, heads * head_dim), jnp.float32)
-    return lax.fori_loop(0, tiles.count, attend_tile, out)[:tokens].astype(q.dtype)
+    return lax.fori_loop(0, tiles.num_tiles, attend_tile, out)[:tokens].astype(q.dtype)
 
 
 def _attend_pages(q: jax.Array, position: jax.Array, pages: jax.Array, table: jax.Array) -> jax.Array:

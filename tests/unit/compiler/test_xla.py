@@ -198,7 +198,6 @@ def test_compile_reports_cost_memory_and_code():
     assert (found.memory["arguments"], found.memory["outputs"]) == (8 * 16 * 4, 8 * 8 * 4)
     assert "HloModule" in found.optimized_hlo
     executable = xla.load_executable(found.executable, [TensorType("float32", (8, 8))])
-    assert "HloModule" in executable.hlo()
     x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
     np.testing.assert_allclose(xla.fetch(executable([xla.put(x)])[0]), x @ x.T, rtol=1e-5)
 

@@ -176,7 +176,7 @@ def test_tiles_cover_every_token_of_one_row_each(tokens):
     for _ in range(20):
         rows = make_step(tokens, random_counts(tokens, rng), rng).rows
         tiles = make_tiles(jnp.asarray(rows), ROWS)
-        starts = np.asarray(tiles.starts)[: int(tiles.count)]
+        starts = np.asarray(tiles.starts)[: int(tiles.num_tiles)]
         assert (np.diff(starts) > 0).all()
         covered = [
             token for start in starts for token in range(start, min(start + size, tokens)) if rows[token] == rows[start]
