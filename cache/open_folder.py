@@ -52,6 +52,7 @@ class OpenFolder:
         self.counters = Counters()
         self._opened = time.time()
         self._warned: set[str] = set()
+        self._unusable: set[Path] = set()
 
     @classmethod
     def open(cls, config: "CacheConfig") -> Self:
@@ -109,22 +110,30 @@ class OpenFolder:
         log.log(logging.DEBUG if kind in self._warned else logging.WARNING, "%s", message)
         self._warned.add(kind)
 
-    def _not_kept(self, what: str, error: OSError | CacheError) -> None:
+    def not_kept(self, what: str, error: OSError | CacheError) -> None:
+        """Warns, once for all there is, that something is used but cannot be kept."""
         reason = error.message if isinstance(error, CacheError) else error.strerror or str(error)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "; free some space or lower --max-cache-size" if full else ""
         self._warn("write", f"the {what} is used but cannot be kept in {self.root}: {reason}{advice}")
 
     def _set_aside(self, error: CacheError, *paths: Path) -> None:
-        """Moves damaged files out of the way, so that they are made again and can still be looked at."""
+        """Moves damaged files out of the way, so that they are made again and can still be looked at.
+
+        What cannot be moved is passed over by this process from now on.
+        """
         self.counters.quarantined += 1
         self._warn(f"damaged {paths[0]}", f"damaged cache entry, made again: {error.message}")
-        if not self.writable:
-            return
         for path in paths:
-            # Another process may have done the same; and what cannot be moved is found damaged again.
-            with contextlib.suppress(OSError):
-                os.replace(path, unused_name(self.root / "quarantine", f"-{path.name}"))
+            try:
+                if self.writable:
+                    os.replace(path, unused_name(self.root / "quarantine", f"-{path.name}"))
+                else:
+                    self._unusable.add(path)
+            except FileNotFoundError:
+                pass  # another process has done the same
+            except OSError:
+                self._unusable.add(path)
 
     def _touch(self, path: Path) -> None:
         """Notes a use for eviction, in the file's own time."""

@@ -79,7 +79,7 @@ class Store(OpenFolder):
                 )
                 write_small(self._path("index", key.digest), encode(record), self.root / "tmp")
         except (OSError, CacheError) as error:
-            self._not_kept("artifact", error)
+            self.not_kept("artifact", error)
             return None
         self.counters.bytes_written += mef.size
         self.evict(keep=(key.digest,))
@@ -112,14 +112,16 @@ class Store(OpenFolder):
         return None if self._is_outdated(binding.created) else binding
 
     def bindings(self) -> Iterator[Binding]:
-        """Yields every readable binding, in no order."""
+        """Yields every readable binding that the policy does not pass over, in no order."""
         paths: list[str] = []
         if self.readable:
             with contextlib.suppress(OSError):
                 paths = [entry.path for entry in os.scandir(self.root / "bindings")]
         for path in paths:
             with contextlib.suppress(OSError, CacheError):
-                yield Binding.decoded(read_small(Path(path)), path)
+                binding = Binding.decoded(read_small(Path(path)), path)
+                if not self._is_outdated(binding.created):
+                    yield binding
 
     def publish_binding(self, binding: Binding) -> bool:
         """Keeps a binding under its digest; returns False, with one warning, where it cannot be kept."""
@@ -129,7 +131,7 @@ class Store(OpenFolder):
             with self._timed():
                 write_small(self._path("bindings", binding.digest), binding.encoded(), self.root / "tmp")
         except OSError as error:
-            self._not_kept("binding", error)
+            self.not_kept("binding", error)
             return False
         return True
 
@@ -139,7 +141,7 @@ class Store(OpenFolder):
         Under the policy `redo` it is found through a binding made since the start only, as those are.
         """
         path = self._path("prepared", identity)
-        if not self.readable or not path.is_file():
+        if not self.readable or path in self._unusable or not path.is_file():
             return None
         self._touch(path)
         return path
@@ -157,7 +159,7 @@ class Store(OpenFolder):
                 size = temporary.stat().st_size
                 move_into_place(temporary, path)
         except OSError as error:
-            self._not_kept("file of prepared weights", error)
+            self.not_kept("file of prepared weights", error)
             return None
         self.counters.bytes_written += size
         self.evict(keep=(identity,))
@@ -249,6 +251,8 @@ class Store(OpenFolder):
         if not self.readable:
             return "off" if self.policy == "off" else "no cache"
         index = self._path("index", key.digest)
+        if index in self._unusable:
+            return "damaged"
         try:
             record = decode(read_small(index), ActionRecord, index)
             if record.key != key.digest or explain(key.factors, record.factors):

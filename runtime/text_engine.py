@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import CacheError
+from ..cache.key import Key
 from ..cache.store import Store
 from ..compiler import xla
 from ..compiler.limits import Limits
@@ -33,32 +34,39 @@ class Started:
 def start(prepare: Callable[[], Prepared], store: Store, prompt_tokens: int = 1) -> Started:
     """Prepares and loads; the executables of decoding and of a prompt of this length first, others when needed.
 
-    prepare: called once, and once more when stored weights turn out to be damaged
+    prepare: called once, and once more when what the store gave turns out to be damaged
     """
     found = prepare()
     started = time.perf_counter()
     try:
-        engine = _load(found, prompt_tokens)
-    except CacheError as error:
-        if found.weights.file is None:
-            raise
-        store.quarantine_prepared(found.weights.id, error)
+        engine = _load(found, store, prompt_tokens)
+    except CacheError:
         found = prepare()
         started = time.perf_counter()
-        engine = _load(found, prompt_tokens)
+        engine = _load(found, store, prompt_tokens)
     return Started(engine, found.report, time.perf_counter() - started)
 
 
-def _load(found: Prepared, prompt_tokens: int) -> Engine:
+def _load(found: Prepared, store: Store, prompt_tokens: int) -> Engine:
+    """Loads code and weights at once; raises CacheError for damaged ones, which are set aside by then."""
     compiled, limits = found.compiled(), found.limits
     executables = Executables(compiled.load_executable)
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
         weights = pool.submit(_weights, found)
         xla.start_client()
         code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]
-        models = InferenceSession().init_all(compiled, weights.result(), executables)
-        for each in code:
-            each.result()
+        try:
+            arrays = weights.result()
+        except CacheError as error:
+            store.quarantine_prepared(found.weights.id, error)
+            raise
+        try:
+            for each in code:
+                each.result()
+        except CacheError as error:
+            store.quarantine(Key(found.report.key, {}), error)
+            raise
+        models = InferenceSession().init_all(compiled, arrays, executables)
     return Engine(models, limits, compiled.vocab_size)
 
 

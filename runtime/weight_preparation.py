@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from .. import CacheError
 from ..cache.binding import checkpoint_identity
 from ..cache.store import Store
 from ..compiler.weights import WeightTable
@@ -14,8 +14,6 @@ from . import prepared
 from .arena import Arena
 from .checkpoint import Checkpoint
 from .preparation_report import PreparedWeights, Report
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, str, int, int], None]
 """Called with the phase, the item just finished, and how many of how many are done."""
@@ -48,8 +46,8 @@ def find_or_prepare(
                     kept = store.publish_prepared(path, identity)
                 if kept is not None:
                     return PreparedWeights(kept, identity, arena)
-            except OSError as error:
-                logger.warning("prepared weights cannot be kept: %s; going on without", error.strerror or error)
+            except (OSError, CacheError) as error:
+                store.not_kept("file of prepared weights", error)
         arena = arena or Arena(prepared.layout_of(table))
         prepared.prepare_into(table, checkpoint, arena, threads=threads, on_progress=on_progress)
         return PreparedWeights(None, "", arena)

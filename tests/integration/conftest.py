@@ -24,7 +24,7 @@ _SIZE = {
     "num_key_value_heads": 2,
     "vocab_size": 640,
 }
-SMALL = ("--max-batch-size", "1", "--max-batch-input-tokens", "8", "--max-length", "64")
+SMALL = ("--max-batch-size", "1", "--max-batch-input-tokens", "2", "--max-length", "64")
 
 
 @dataclass(frozen=True)
