@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -141,21 +141,22 @@ def address(buffer: Buffer) -> int:
     return buffer.unsafe_buffer_pointer()
 
 
-_initialized = threading.Event()
+_initialized: set[str] = set()
 _initializing = threading.Lock()
 
 
 @contextmanager
-def _first_alone() -> Iterator[None]:
-    """Lets the first compilation or load of a process run alone.
+def _first_alone(kind: Literal["compile", "load"]) -> Iterator[None]:
+    """Lets the first compilation of a process and its first load run alone.
 
     Two first ones at once race in XLA's and LLVM's own initialization: 3 of 24 processes crashed, none of 24 with this.
+    A load does not initialize what compilations need: every process that loaded first and then compiled two crashed.
     """
-    if not _initialized.is_set():
+    if kind not in _initialized:
         with _initializing:
-            if not _initialized.is_set():
+            if kind not in _initialized:
                 yield
-                _initialized.set()
+                _initialized.add(kind)
                 return
     yield
 
@@ -183,7 +184,7 @@ def load_executable(data: bytes, results: Sequence[TensorType]) -> Executable:
     """
     host = _host()
     try:
-        with _first_alone():
+        with _first_alone("load"):
             loaded = host.client.deserialize_executable(data, host.devices, None)
     except _jaxlib()._xla.JaxRuntimeError as error:
         raise CacheError(f"an executable cannot be loaded: {error}", "It will be compiled anew.") from error
@@ -217,7 +218,7 @@ def compile_stablehlo(module: bytes, name: str, dump_to: str | None = None) -> C
             ("xla_dump_emitter_re", "llvm"),
         ]
     try:
-        with _first_alone():
+        with _first_alone("compile"):
             loaded = host.client.compile_and_load(module, host.devices, options)
     except xla_client._xla.JaxRuntimeError as error:
         raise CompileError(
