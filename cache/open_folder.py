@@ -53,6 +53,7 @@ class OpenFolder:
         self._opened = time.time()
         self._warned: set[str] = set()
         self._unusable: set[Path] = set()
+        self._in_use: set[str] = set()
 
     @classmethod
     def open(cls, config: "CacheConfig") -> Self:

@@ -42,6 +42,7 @@ class Store(OpenFolder):
         with self._timed():
             found = self._find(key)
         if isinstance(found, Mef):
+            self._in_use.add(key.digest)
             self.counters.hits += 1
             self.counters.bytes_read += found.size
             log.info("cache hit key=%s bytes=%d", key, found.size)
@@ -82,7 +83,8 @@ class Store(OpenFolder):
             self.not_kept("artifact", error)
             return None
         self.counters.bytes_written += mef.size
-        self.evict(keep=(key.digest,))
+        self._in_use.add(key.digest)
+        self.evict()
         return mef
 
     def artifact_path(self, artifact: Mef) -> Path | None:
@@ -143,6 +145,7 @@ class Store(OpenFolder):
         path = self._path("prepared", identity)
         if not self.readable or path in self._unusable or not path.is_file():
             return None
+        self._in_use.add(identity)
         self._touch(path)
         return path
 
@@ -162,7 +165,8 @@ class Store(OpenFolder):
             self.not_kept("file of prepared weights", error)
             return None
         self.counters.bytes_written += size
-        self.evict(keep=(identity,))
+        self._in_use.add(identity)
+        self.evict()
         return path
 
     def lease(
@@ -233,15 +237,15 @@ class Store(OpenFolder):
         except OSError as error:
             raise CacheError(f"{path} cannot be changed: {error.strerror}", "is the cache read-only?") from error
 
-    def evict(self, keep: tuple[str, ...] = ()) -> Evicted:
+    def evict(self) -> Evicted:
         """Brings the store under its size, and removes what crashed processes left behind.
 
-        keep: keys and prepared ids that stay whatever the size
+        What this process has found or made stays whatever the size: a model needs its artifact and its weights.
         """
         if not self.writable:
             return Evicted(0, 0)
         with self._timed():
-            evicted = evict(self.root, self.max_bytes, keep)
+            evicted = evict(self.root, self.max_bytes, self._in_use)
         if evicted.files:
             log.info("cache evicted files=%d bytes=%d", evicted.files, evicted.bytes)
         return evicted

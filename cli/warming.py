@@ -73,7 +73,9 @@ def _lines(prepared: Prepared, folder: Path, target: Target, settings: Settings)
         f"  weights   {result['weights']}  {result['weights_bytes'] / 1e6:,.1f} MB  {result['weights_path']}",
     ]
     if prepared.weights.file is None or prepared.artifact_file is None:
-        lines.append(f"  not kept: the cache in {result['cache_dir']} cannot be written")
+        policy, folder = settings.of(CacheConfig).cache_policy, result["cache_dir"]
+        why = f"--cache-policy is {policy}" if policy in ("off", "readonly") else f"{folder} cannot be filled"
+        lines.append(f"  not kept: {why}")
     return lines
 
 
