@@ -106,9 +106,12 @@ class _Compilation:
         workers = 1 if self.dump.enabled else len(os.sched_getaffinity(0))
         with ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool:
             jobs = {name: pool.submit(self._compile_one, name, source) for name, source in sources.items()}
-            for done, (name, job) in enumerate(jobs.items(), 1):
-                self.compiled[name] = job.result()
-                self.options.progress("compile", name, done, len(jobs))
+            try:
+                for done, (name, job) in enumerate(jobs.items(), 1):
+                    self.compiled[name] = job.result()
+                    self.options.progress("compile", name, done, len(jobs))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # an error or an interrupt ends the rest
 
     def _compile_one(self, name: str, bytecode: bytes) -> xla.Compiled:
         started = time.perf_counter()
