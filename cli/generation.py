@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from ..compiler.counters import COUNTERS
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import ModelConfig, SamplingConfig
 from ..runtime.engine import Engine
-from ..runtime.preparation import Preparation
 from ..runtime.request import Request
 from ..runtime.text_engine import Started, start
 from ..serve.text_output import CompletionText, StopRules
@@ -90,20 +88,16 @@ class Generation:
         with ProgressBar() as progress:
             checkpoint = Checkpoint.open(folder)
             text = TextSide.load(folder, self.config.chat_template)
-            preparation = make_preparation(self.settings, checkpoint, text, progress, keep_weights=True)
+            text.sampling(self.sampling)
             prompt = text.prompt_ids(self.config.prompt or "", apply_chat_template=self.config.apply_chat_template)
-            self._check(text, prompt, preparation)
+
+            def check(max_length: int, vocab_size: int) -> None:
+                text.stop_rules(self.sampling, check_prompt(prompt, max_length, vocab_size), vocab_size)
+
+            preparation = make_preparation(self.settings, checkpoint, text, progress, keep_weights=True, check=check)
             started = start(preparation.run, preparation.store, len(prompt))
         logger.debug("preparation %s", started.report)
         return started, text, prompt
-
-    def _check(self, text: TextSide, prompt: list[int], preparation: Preparation) -> None:
-        """Does what `run` does again when the model is there, with the sizes that config.json names, if it does."""
-        vocab_size = preparation.checkpoint.config.get("vocab_size")
-        vocab_size = vocab_size if isinstance(vocab_size, int) else sys.maxsize
-        room = check_prompt(prompt, preparation.max_length or sys.maxsize, vocab_size)
-        text.stop_rules(self.sampling, room, vocab_size)
-        text.sampling(self.sampling)
 
     def _report(self, answer: _Answer, statistics: Statistics) -> None:
         if self.config.json_output:

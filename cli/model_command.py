@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ from ..compiler.dump import Dump, dump_folder
 from ..compiler.target import Target
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import BatchConfig, ModelConfig
-from ..runtime.preparation import Preparation, Progress, TextFacts
+from ..runtime.preparation import Preparation, Progress, TextFacts, unchecked
 from ..serve.text_side import TextSide
 from .resolution import Settings
 from .sections import PIPELINE_SECTIONS
@@ -39,6 +39,7 @@ def make_preparation(
     *,
     target: Target | None = None,
     keep_weights: bool,
+    check: Callable[[int, int], None] = unchecked,
 ) -> Preparation:
     """A preparation of this model under these settings, for `target` or else the device that they name."""
     config = settings.of(CompileConfig)
@@ -57,6 +58,7 @@ def make_preparation(
         progress=progress,
         dump=dump,
         keep_weights=keep_weights,
+        check=check,
     )
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,10 @@ def _silent(phase: str, item: str, done: int, total: int) -> None:
     pass
 
 
+def unchecked(max_length: int, vocab_size: int) -> None:
+    """Finds nothing wrong with any size of context and vocabulary."""
+
+
 class Preparation:
     """One preparation; `run` is its story."""
 
@@ -74,21 +78,17 @@ class Preparation:
         progress: Progress = _silent,
         dump: Dump | None = None,
         keep_weights: bool = False,
+        check: Callable[[int, int], None] = unchecked,
     ) -> None:
         """settings: every section whose classified fields join the key; keep_weights: fill an arena as well when
-        weights have to be prepared, so that a start that goes on to run need not read them back."""
+        weights have to be prepared, so that a start that goes on to run need not read them back; check: called with
+        the size of the context and of the vocabulary before anything is compiled or prepared, and may raise."""
         self.store, self.model, self.batch, self.target = store, model, batch, target
         self.use_subgraphs, self.settings = use_subgraphs, settings
         self.text, self.progress, self.dump = text or TextFacts(), progress, dump or Dump()
-        self.keep_weights = keep_weights
+        self.keep_weights, self.check = keep_weights, check
         self.report = Report()
         self.checkpoint = checkpoint
-
-    @property
-    def max_length(self) -> int | None:
-        """The context as asked for or as config.json says, known before compiling; None where it says nothing."""
-        trained = self.checkpoint.config.get("max_position_embeddings")
-        return self.model.max_length or (trained if isinstance(trained, int) else None)
 
     def run(self) -> Prepared:
         """Finds or makes both; raises ModelError or WeightError for a checkpoint that cannot be used, and ConfigError
@@ -119,7 +119,9 @@ class Preparation:
             return None
         self.report.key, self.report.reason = binding.key, "bound"
         ready = PreparedWeights(weights, binding.prepared, None)
-        return Prepared(artifact, self.store.artifact_path(artifact), ready, self.report)
+        found = Prepared(artifact, self.store.artifact_path(artifact), ready, self.report)
+        self.check(found.limits.max_length, found.compiled().vocab_size)
+        return found
 
     @property
     def _binding_digest(self) -> str:
@@ -159,6 +161,7 @@ class Preparation:
         weights = config.weights()
         self.checkpoint.check(weights)
         limits = self._limits(config)
+        self.check(limits.max_length, config.vocab_size)
         factors = {
             "architecture": architecture.name,
             "config": asdict(config),  # type: ignore[call-overload]

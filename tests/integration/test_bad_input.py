@@ -175,7 +175,7 @@ def _damage(folder: Path, damage: str) -> None:
             raise AssertionError(damage)
 
 
-def _cases(folder: Path, model: Path, small: tuple[str, ...]) -> dict[str, list[str]]:
+def _cases(folder: Path, model: Path, filled_cache: Path, small: tuple[str, ...]) -> dict[str, list[str]]:
     """The whole command line of each case."""
     place = ["--cache-dir", str(folder / "cache"), *small]
     cases = {}
@@ -191,6 +191,9 @@ def _cases(folder: Path, model: Path, small: tuple[str, ...]) -> dict[str, list[
             _damage(place_of_model, name)
         cases[name] = ["generate", "--model", str(place_of_model), *place, "--prompt", "x"]
         cases[f"warm-cache of {name}"] = ["warm-cache", "--model", str(place_of_model), *place]
+    warm = ["--model", str(model), "--cache-dir", str(filled_cache)]
+    for name in ("long prompt", "temperature below", "stop token above"):
+        cases[f"warm {name}"] = ["generate", *place, *warm, "--prompt", "x", *OPTIONS[name][0]]
     cases["built-in"] = ["generate", *place, "--prompt", "x", "--seed", "-1"]
     cases["hub name"] = ["generate", *place, "--prompt", "x", "--model", "meta-llama/Llama-3.2-1B"]
     for target in ("foo", "cuda:sm_90", ""):
@@ -225,11 +228,13 @@ for name, arguments in named.items():
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory, model: Path, small: tuple[str, ...]) -> dict[str, list[Any]]:
+def outcomes(
+    tmp_path_factory: pytest.TempPathFactory, model: Path, filled_cache: Path, small: tuple[str, ...]
+) -> dict[str, list[Any]]:
     """What each case came to. Each has a process of its own, forked off one that has imported the commands."""
     folder = tmp_path_factory.mktemp("bad")
     results = tmp_path_factory.mktemp("results")
-    cases = _cases(folder, model, small)
+    cases = _cases(folder, model, filled_cache, small)
     encoded = {
         name: [each.encode("utf-8", "surrogateescape").decode("latin-1") for each in arguments]
         for name, arguments in cases.items()
@@ -260,6 +265,11 @@ def _refused(outcome: list[Any], needle: str, first: tuple[str, ...] = ()) -> li
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_wrong_option(outcomes, name: str) -> None:
     _refused(outcomes[name], OPTIONS[name][1])
+
+
+@pytest.mark.parametrize("name", ["long prompt", "temperature below", "stop token above"])
+def test_a_wrong_option_with_a_warm_cache_loads_nothing(outcomes, name: str) -> None:
+    assert _refused(outcomes[f"warm {name}"], OPTIONS[name][1]) == _refused(outcomes[name], OPTIONS[name][1])
 
 
 @pytest.mark.parametrize("name", MODELS)
