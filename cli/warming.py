@@ -69,15 +69,16 @@ def _lines(prepared: Prepared, folder: Path, target: Target, settings: Settings)
     lines = [
         f"{folder.name or folder} for {target.name}: {made}{counts}",
         f"  seconds   {phases}",
-        f"  artifact  {result['artifact']}  {result['artifact_bytes'] / 1e6:,.1f} MB  {result['artifact_path']}",
-        f"  weights   {result['weights']}  {result['weights_bytes'] / 1e6:,.1f} MB  {result['weights_path']}",
     ]
+    for kind in ("artifact", "weights"):
+        size, path = result[f"{kind}_bytes"] / 1e6, result[f"{kind}_path"]
+        lines.append(f"  {kind:<10}" + (f"{result[kind]}  {size:,.1f} MB  {path}" if path else "not kept"))
     if prepared.weights.file is None or prepared.artifact_file is None:
         policy, folder = settings.of(CacheConfig).cache_policy, result["cache_dir"]
         why = f"--cache-policy is {policy}" if policy in ("off", "readonly") else f"{folder} cannot be filled"
-        lines.append(f"  not kept: {why}")
+        lines.append(f"  not everything is kept: {why}")
     return lines
 
 
-def _path(path: Path | None) -> str:
-    return "not kept" if path is None else str(path)
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -59,8 +59,13 @@ def test_targets_of_the_same_code_have_the_same_key(call, small, model: Path, fi
 def test_it_says_when_nothing_is_kept(call, small, model: Path, tmp_path: Path) -> None:
     place = ("--model", str(model), "--cache-dir", str(tmp_path / "cache"), *small)
     done = call("warm-cache", *place, "--cache-policy", "off")
-    assert done.code == 0 and done.out.splitlines()[-1] == "  not kept: --cache-policy is off"
+    assert done.code == 0 and done.out.splitlines()[2:] == [
+        "  artifact  not kept", "  weights   not kept", "  not everything is kept: --cache-policy is off"
+    ]  # fmt: skip
     assert not (tmp_path / "cache").exists()
+    (tmp_path / "file").write_text("")
+    found = json.loads(call("warm-cache", *place, "--cache-dir", str(tmp_path / "file"), "--json").out)
+    assert (found["cached"], found["artifact_path"], found["weights_path"]) == (False, None, None)
 
 
 def test_a_cache_too_small_keeps_what_was_just_made(call, small, model: Path, filled_cache: Path, cache: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_warm_start_imports_neither_jax_nor_models(place) -> None:
     assert err[-1] == WARM and len(out) > 40
 
 
-def test_a_process_that_has_loaded_can_compile(place, tmp_path: Path) -> None:
+def test_a_process_that_has_loaded_can_compile(place) -> None:
     """XLA initializes itself for each of the two, which must not happen in two threads at once."""
     script = "import sys; from max.cli.main import run; sys.exit(run(sys.argv[1:]) or run([*sys.argv[1:], *COLD]))"
     script = script.replace("COLD", repr(["--no-use-subgraphs", "--cache-policy", "off"]))
