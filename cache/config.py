@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ByteSize
 
+from .. import ConfigError
 from .fields import Section, setting
 
 CachePolicy = Literal["on", "off", "readonly", "redo", "require"]
@@ -32,11 +33,22 @@ class CacheConfig(Section):
 
     @property
     def folder(self) -> Path:
-        """The folder in force: `cache_dir`, else $MODULAR_CACHE_DIR, else $XDG_CACHE_HOME/max, else ~/.cache/max."""
+        """The folder in force: `cache_dir`, else $MODULAR_CACHE_DIR, else $XDG_CACHE_HOME/max, else ~/.cache/max.
+
+        Raises: ConfigError where `~` stands for no folder, as for a user without a home.
+        """
+        named = self._named()
+        try:
+            return named.expanduser().absolute()
+        except RuntimeError as error:
+            hint = "Name a folder with --cache-dir."
+            raise ConfigError(f"the cache folder {named} cannot be found: no home folder is known", hint) from error
+
+    def _named(self) -> Path:
         if self.cache_dir is not None:
-            return self.cache_dir.expanduser().absolute()
+            return self.cache_dir
         if named := os.environ.get("MODULAR_CACHE_DIR"):
-            return Path(named).expanduser().absolute()
+            return Path(named)
         if base := os.environ.get("XDG_CACHE_HOME"):
-            return Path(base).expanduser().absolute() / "max"
-        return Path("~/.cache/max").expanduser().absolute()
+            return Path(base) / "max"
+        return Path("~/.cache/max")

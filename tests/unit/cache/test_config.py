@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from max import ConfigError
 from max.cache.config import CacheConfig
 
 
@@ -27,6 +28,12 @@ def test_the_environment_in_its_order(monkeypatch):
 def test_a_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/third")
     assert CacheConfig(cache_dir=Path("~/mine")).folder == Path("/third/mine")
+
+
+def test_a_user_without_a_home_is_told(monkeypatch):
+    with pytest.raises(ConfigError, match="no home folder is known") as refused:
+        CacheConfig(cache_dir=Path("~nobody-of-that-name/cache")).folder  # noqa: B018
+    assert "--cache-dir" in refused.value.hint
 
 
 @pytest.mark.parametrize(
