@@ -16,14 +16,14 @@ tags: [llama, dictionary]
 # The built-in dictionary model
 
 A Llama of $parameters parameters, made from scratch so that the package can be tried without a download. It answers a
-word with a definition in the manner of a dictionary. It shows that loading, compiling and serving work; it knows
-little, and what it says of a word that it has not seen is made up. Do not rely on its answers.
+word with a sentence in the manner of a dictionary. It shows that loading, compiling and serving work. It has learnt how
+definitions are written and not what words mean: nearly all its answers are made up, also for words that it has seen.
 
 | | |
 |---|---|
 | Architecture | Llama: 5 layers, width 256, 8 heads of 32 (4 for keys and values), SwiGLU of 640, tied embeddings |
 | Tokens | byte-level BPE, 8192 |
-| Longest row | 1024 tokens |
+| Longest row | 1024 tokens, in the last 4 % of the steps; 256 before |
 | Weights | bfloat16 safetensors |
 | Trained on | $train_entries pairs of word and definition; $tokens tokens in $steps steps, AdamW, seed $seed |
 
@@ -50,7 +50,9 @@ WordNet and are distributed under its licence, below.
 | Answers that are a training definition, word for word | $answers_verbatim_from_training |
 | Mean length in tokens, the end included | $mean_answer_tokens |
 
-Sampled with the chat template and the defaults of generation_config.json (temperature 0.7, top-k 40, top-p 0.9).
+Sampled with the chat template and the defaults of generation_config.json (temperature 0.9, top-k 40, top-p 0.95). The
+temperature was chosen on other words and seeds: of 600 answers 8 looped at 0.5 (top-p 0.9) and 9 at 0.6 (top-p 0.8); of
+400, none at 0.7 (top-p 0.9), 1 at 0.8 and none at 0.9 (both top-p 0.95). On the words of the table 1 looped at 0.7.
 Examples, not chosen:
 
 $examples
@@ -62,13 +64,13 @@ assistant. Without a template, `robot:` is completed too.
 
 ## How it was made
 
-    pip install "max-jax[train]"
+    pip install ".[train]"
     python -m max.models.builtin.train --out RUN --steps $steps --seed $seed
     python -m max.models.builtin.export --run RUN
     python -m max.models.builtin.evaluate
 
-Training took an hour and a quarter on two CPU cores that did other work too. It was interrupted and resumed twice, once
-50 steps into the decay of a shorter plan, so that the commands repeat it closely but not bit for bit.
+Training took an hour and twenty minutes on two CPU cores that did other work too. It was interrupted and resumed twice,
+once 50 steps into the decay of a shorter plan, so that the commands repeat it closely but not bit for bit.
 
 ## Licence of WordNet
 

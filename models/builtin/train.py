@@ -171,7 +171,7 @@ def _loop(step: Step, state: State, rows: Iterator[Row], kept: ocp.CheckpointMan
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Checkpoints go here.")
 @click.option("--wordnet", type=click.Path(path_type=Path), default=WORDNET, show_default=True)
-@click.option("--steps", default=5400, show_default=True, help=f"Steps of {TOKENS_PER_STEP} tokens.")
+@click.option("--steps", default=3700, show_default=True, help=f"Steps of {TOKENS_PER_STEP} tokens.")
 @click.option("--seed", default=0, show_default=True)
 def main(out: Path, wordnet: Path, steps: int, seed: int) -> None:
     """Trains the built-in dictionary model on WordNet's definitions."""
