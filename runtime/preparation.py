@@ -120,7 +120,7 @@ class Preparation:
         self.report.key, self.report.reason = binding.key, "bound"
         ready = PreparedWeights(weights, binding.prepared, None)
         found = Prepared(artifact, self.store.artifact_path(artifact), ready, self.report)
-        self.check(found.limits.max_length, found.compiled().vocab_size)
+        self.check(found.limits.max_length, found.compiled.vocab_size)
         return found
 
     @property

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ..cache.mef import Mef
@@ -57,7 +58,9 @@ class Prepared:
 
     @property
     def limits(self) -> Limits:
-        return Limits.from_json(self.compiled().facts["limits"])
+        return Limits.from_json(self.compiled.facts["limits"])
 
+    @cached_property
     def compiled(self) -> CompiledModels:
+        """The artifact's graphs, read once: that takes milliseconds."""
         return CompiledModels(self.artifact)

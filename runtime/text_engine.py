@@ -49,7 +49,7 @@ def start(prepare: Callable[[], Prepared], store: Store, prompt_tokens: int = 1)
 
 def _load(found: Prepared, store: Store, prompt_tokens: int) -> Engine:
     """Loads code and weights at once; raises CacheError for damaged ones, which are set aside by then."""
-    compiled, limits = found.compiled(), found.limits
+    compiled, limits = found.compiled, found.limits
     executables = Executables(compiled.load_executable)
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
         weights = pool.submit(_weights, found)
