@@ -36,7 +36,7 @@ clean:  ## remove what was built, and the environments; artifacts in the user's 
 	@rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt .ci/environment .ci/python
+$(READY): pyproject.toml setup.py constraints.txt .ci/environment .ci/python $(wildcard compiler/kernels/*)
 	@.ci/environment
 	@touch $@
 

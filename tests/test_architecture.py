@@ -25,7 +25,8 @@ from max.models.table import ARCHITECTURES
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = {"cache": 0, "compiler": 1, "models": 2, "runtime": 3, "serve": 4, "bench": 4, "cli": 5}
-SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FLOORS for path in (ROOT / folder).rglob("*.py"))])
+ROOT_SOURCES = [path for path in ROOT.glob("*.py") if path.name != "setup.py"]  # which only builds the package
+SOURCES = sorted([*ROOT_SOURCES, *(path for folder in FLOORS for path in (ROOT / folder).rglob("*.py"))])
 PRIVATE = re.compile(r"\bjax\._src\b|\bjaxlib\._jax\b|\bxla_client\b|\bfrom jaxlib import (?!mlir\b)")
 HEAVY = {"jax", "jaxlib", "flax", "transformers", "orbax", "torch"}
 

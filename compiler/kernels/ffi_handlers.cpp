@@ -1,0 +1,119 @@
+// The kernels as XLA custom calls. A name's version changes with its arguments: executables outlive libraries.
+#include <cmath>
+#include <string>
+
+#include "kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using namespace max_kernels;
+
+namespace {
+
+using F32Buffer = ffi::Buffer<ffi::F32>;
+using F32Matrix = ffi::Buffer<ffi::F32, 2>;
+using Bytes = ffi::Buffer<ffi::U8, 1>;
+using IndexVector = ffi::Buffer<ffi::S32, 1>;
+using Table = ffi::Buffer<ffi::S32, 2>;
+
+ffi::Error reported(const std::string& problem) {
+  return problem.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(problem);
+}
+
+// x (..., K) and y (..., N) with the same leading dimensions, packed weights as bytes, and with epilogue 1 a bias (N,).
+template <Encoding kEncoding>
+ffi::Error matmul_handler(F32Buffer x, Bytes weights, ffi::RemainingArgs rest, ffi::Result<F32Buffer> y,
+                          int64_t epilogue) {
+  const auto x_dims = x.dimensions(), y_dims = y->dimensions();
+  if (x_dims.size() == 0 || x_dims.size() != y_dims.size()) return reported("a matmul's x and y differ in rank");
+  const int64_t inputs = x_dims.back(), outputs = y_dims.back();
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < x_dims.size(); ++i) {
+    if (x_dims[i] != y_dims[i]) return reported("a matmul's x and y differ in their rows");
+    rows *= x_dims[i];
+  }
+  if (epilogue < 0 || epilogue > 2) return reported("a matmul's epilogue is 0, 1 (bias) or 2 (swiglu)");
+  const bool wants_bias = epilogue == static_cast<int64_t>(Epilogue::kBias);
+  if (rest.size() != (wants_bias ? 1 : 0)) return reported("a matmul has a bias where its epilogue adds one");
+  const float* bias = nullptr;
+  if (wants_bias) {
+    const auto given = rest.get<ffi::Buffer<ffi::F32, 1>>(0);
+    if (!given.has_value()) return given.error();
+    if (static_cast<int64_t>(given->element_count()) != outputs) return reported("a bias has one element per output");
+    bias = given->typed_data();
+  }
+  return reported(matmul({kEncoding, static_cast<Epilogue>(epilogue), x.typed_data(), weights.typed_data(), bias,
+                          y->typed_data(), rows, inputs, outputs, static_cast<int64_t>(weights.element_count())}));
+}
+
+ffi::Error attention_handler(F32Matrix qkv, ffi::AnyBuffer pages, F32Matrix cos, F32Matrix sin, Table page_table,
+                             IndexVector rows, IndexVector positions, IndexVector slots, ffi::Result<F32Matrix> out,
+                             ffi::Result<ffi::AnyBuffer> new_pages) {
+  const auto dims = pages.dimensions();
+  const int64_t tokens = rows.dimensions()[0];
+  const bool bf16 = pages.element_type() == ffi::BF16;
+  if (dims.size() != 5 || dims[1] != 2) return reported("pages are not (P, 2, K, page_tokens, H)");
+  if (!bf16 && pages.element_type() != ffi::F32) return reported("pages are neither float32 nor bfloat16");
+  if (pages.untyped_data() != new_pages->untyped_data()) return reported("pages are not updated in place");
+  const int64_t kv_heads = dims[2], head_dim = dims[4];
+  const int64_t heads = head_dim > 0 ? out->dimensions()[1] / head_dim : 0;
+  const bool fits = qkv.dimensions()[0] == tokens && qkv.dimensions()[1] == (heads + 2 * kv_heads) * head_dim &&
+                    out->dimensions()[0] == tokens && out->dimensions()[1] == heads * head_dim &&
+                    cos.dimensions()[0] == tokens && sin.dimensions()[0] == tokens &&
+                    cos.dimensions()[1] == sin.dimensions()[1] && positions.dimensions()[0] == tokens &&
+                    slots.dimensions()[0] == tokens;
+  if (!fits) return reported("the arguments of the attention do not fit each other");
+  Attention call{};
+  call.qkv = qkv.typed_data();
+  call.cos = cos.typed_data();
+  call.sin = sin.typed_data();
+  call.page_table = page_table.typed_data();
+  call.rows = rows.typed_data();
+  call.positions = positions.typed_data();
+  call.slots = slots.typed_data();
+  call.pages = new_pages->untyped_data();
+  call.out = out->typed_data();
+  call.num_tokens = tokens;
+  call.num_heads = heads;
+  call.num_kv_heads = kv_heads;
+  call.head_dim = head_dim;
+  call.rotary_dim = 2 * cos.dimensions()[1];
+  call.num_pages = dims[0];
+  call.page_tokens = dims[3];
+  call.max_rows = page_table.dimensions()[0];
+  call.max_pages = page_table.dimensions()[1];
+  call.pages_are_bf16 = bf16;
+  call.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  return reported(attention(call));
+}
+
+ffi::Error argmax_handler(F32Matrix x, ffi::Result<IndexVector> result) {
+  const auto dims = x.dimensions();
+  if (result->dimensions()[0] != dims[0]) return reported("argmax has one result per row");
+  return reported(argmax(x.typed_data(), dims[0], dims[1], result->typed_data()));
+}
+
+auto matmul_binding() {
+  return ffi::Ffi::Bind().Arg<F32Buffer>().Arg<Bytes>().RemainingArgs().Ret<F32Buffer>().Attr<int64_t>("epilogue");
+}
+
+auto attention_binding() {
+  return ffi::Ffi::Bind()
+      .Arg<F32Matrix>()       // qkv (T, (N + 2 K) H)
+      .Arg<ffi::AnyBuffer>()  // pages (P, 2, K, page_tokens, H), aliased to the second result
+      .Arg<F32Matrix>()       // cos (T, rotary_dim / 2)
+      .Arg<F32Matrix>()       // sin
+      .Arg<Table>()           // page_table (rows, max_pages)
+      .Arg<IndexVector>()     // rows (T,)
+      .Arg<IndexVector>()     // positions (T,)
+      .Arg<IndexVector>()     // slots (T,)
+      .Ret<F32Matrix>()       // (T, N H)
+      .Ret<ffi::AnyBuffer>();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_f32_v1, matmul_handler<Encoding::kF32>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_bf16_v1, matmul_handler<Encoding::kBf16>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v1, attention_handler, attention_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());

@@ -1,0 +1,62 @@
+// The instruction sets that the kernels are compiled for, and which of them this process uses.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels.h"
+
+namespace max_kernels {
+
+// Rows [row_begin, row_end) of one panel of a matmul; `inputs` are what convert_inputs made, or x itself.
+using MatmulPanel = void (*)(const Matmul& call, const void* inputs, int64_t panel, int64_t row_begin,
+                             int64_t row_end);
+
+// Consecutive tokens of one row, with the queries of some kv heads.
+struct QueryTile {
+  int64_t first_token;
+  int64_t num_tokens;
+  int64_t first_kv_head;
+  int64_t num_kv_heads;
+};
+
+// A tile has at most this many queries, and visits keys in blocks of at most kBlockTokens: both fit the first cache.
+constexpr int64_t kTileQueries = 32;
+constexpr int64_t kBlockTokens = 64;
+
+struct Kernels {
+  const char* name;
+  MatmulPanel matmul_f32;
+  MatmulPanel matmul_bf16;
+  // Rounds a row of x to bfloat16, with a zero behind an odd K; null where the kernel reads float32.
+  void (*convert_inputs)(const float* x, int64_t count, uint16_t* converted);
+  // Writes a token's rotated keys and its values into the pages.
+  void (*write_token)(const Attention& call, int64_t token);
+  // Attends with a tile's queries; scratch holds attention_scratch() floats, 64-byte aligned.
+  void (*attend)(const Attention& call, QueryTile tile, float* scratch);
+  // The index of the first highest value, or of the first NaN; count > 0.
+  int64_t (*argmax_row)(const float* x, int64_t count);
+  // Reads memory once, but for a tail of less than 512 bytes; the result only keeps the reads alive.
+  uint32_t (*read)(const void* memory, int64_t bytes);
+};
+
+extern const Kernels kBaselineKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512Bf16Kernels;
+#endif
+
+// Floats of scratch that `attend` needs for any tile of the call, the same for every instruction set.
+int64_t attention_scratch(const Attention& call);
+
+// The kernels in use: the best that the CPU can run, or those of MAX_KERNELS_ISA; null if that one cannot be used.
+const Kernels* kernels();
+
+// Chooses an instruction set by name, or by MAX_KERNELS_ISA and the CPU if the name is empty; returns what is wrong.
+std::string select_isa(const std::string& name);
+
+bool isa_is_supported(const std::string& name);
+
+}  // namespace max_kernels

@@ -1,0 +1,47 @@
+// The kernels for AVX2 with FMA.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "isa.h"
+#include "target.h"
+MAX_TARGET("avx2,fma")
+
+namespace max_kernels {
+namespace avx2 {
+
+constexpr int kLanes = 8;
+constexpr int kWideRows = 3, kTallRows = 6, kTallVectors = 2;
+constexpr int kAttendRows = 3, kAttendVectors = 4;
+
+static inline __m256 multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+static inline __m256 load_bf16(const uint16_t* p) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+#include "vector.h"
+#include "tile.h"
+#include "matmul_panel.h"
+#include "matmul_widened.h"
+#include "attention_tile.h"
+#include "argmax_row.h"
+#include "memory_read.h"
+
+}  // namespace avx2
+
+const Kernels kAvx2Kernels = {
+    "avx2",
+    avx2::matmul_panel_f32,
+    avx2::matmul_panel_bf16,
+    nullptr,
+    avx2::write_token,
+    avx2::attend,
+    avx2::argmax_row,
+    avx2::read_memory,
+};
+
+}  // namespace max_kernels
+MAX_TARGET_END
+#endif

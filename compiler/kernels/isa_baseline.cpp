@@ -1,0 +1,51 @@
+// The kernels for any CPU, in vectors of 4 floats: SSE2 on x86-64, NEON on aarch64.
+#include <cstdint>
+
+#include "isa.h"
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace max_kernels {
+namespace baseline {
+
+constexpr int kLanes = 4;
+constexpr int kWideRows = 1, kTallRows = 4, kTallVectors = 2;
+constexpr int kAttendRows = 4, kAttendVectors = 2;
+
+typedef uint32_t FourBits __attribute__((vector_size(16)));
+typedef float FourFloats __attribute__((vector_size(16)));
+
+#if defined(__aarch64__)
+static inline float32x4_t multiply_add(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+#else
+static inline FourFloats multiply_add(FourFloats a, FourFloats b, FourFloats c) { return a * b + c; }
+#endif
+static inline FourFloats load_bf16(const uint16_t* p) {
+  const FourBits halves = {p[0], p[1], p[2], p[3]};
+  return reinterpret_cast<FourFloats>(halves << 16);
+}
+
+#include "vector.h"
+#include "tile.h"
+#include "matmul_panel.h"
+#include "matmul_widened.h"
+#include "attention_tile.h"
+#include "argmax_row.h"
+#include "memory_read.h"
+
+}  // namespace baseline
+
+const Kernels kBaselineKernels = {
+    "baseline",
+    baseline::matmul_panel_f32,
+    baseline::matmul_panel_bf16,
+    nullptr,
+    baseline::write_token,
+    baseline::attend,
+    baseline::argmax_row,
+    baseline::read_memory,
+};
+
+}  // namespace max_kernels

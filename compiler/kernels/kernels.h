@@ -1,0 +1,87 @@
+// The operations of the library, independent of XLA: what they take, and what they promise.
+//
+// Every function validates its arguments and returns an empty string, or what is wrong with them. Each row (matmul)
+// and each token (attention) is accumulated in one order of its own: the same bits whatever else is in the call and
+// however many threads run it. The order may differ between instruction sets.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace max_kernels {
+
+enum class Encoding : int { kF32 = 0, kBf16 = 1 };
+
+enum class Epilogue : int { kNone = 0, kBias = 1, kSwiglu = 2 };
+
+// Weights lie in panels of 32 outputs: f32 [N/32][K][32], bf16 [N/32][K/2][32][2]; missing outputs and inputs are 0.
+constexpr int64_t kPanelColumns = 32;
+// With SwiGLU a panel holds 16 columns of the gate, then the same 16 of the up projection.
+constexpr int64_t kHalfPanel = kPanelColumns / 2;
+
+// y (M, N) = x (M, K) @ W, + bias (N,) or with SwiGLU (W has 2 N columns, y = silu(gate) * up); x, bias, y float32.
+struct Matmul {
+  Encoding encoding;
+  Epilogue epilogue;
+  const float* x;
+  const uint8_t* weights;
+  const float* bias;
+  float* y;
+  int64_t num_rows;     // M
+  int64_t num_inputs;   // K
+  int64_t num_outputs;  // N
+  int64_t weight_bytes;
+};
+std::string matmul(const Matmul& call);
+
+// Bytes of a packed matrix; with SwiGLU `num_outputs` is the width of y, and the matrix holds gate and up.
+int64_t packed_bytes(Encoding encoding, Epilogue epilogue, int64_t num_inputs, int64_t num_outputs);
+
+enum class Columns : int { kPlain = 0, kGate = 1, kUp = 2 };
+
+// Some columns of a matrix in memory, and where they go in the packed one. Strides count elements.
+struct Packing {
+  Encoding encoding;
+  Columns columns;
+  const void* source;  // float32, or bfloat16 if `source_is_bf16`
+  bool source_is_bf16;
+  int64_t input_stride;
+  int64_t output_stride;
+  int64_t num_inputs;     // K
+  int64_t num_columns;    // of the source
+  int64_t first_column;   // of the packed matrix; kGate, kUp: of y
+  int64_t total_columns;  // N of the packed matrix; kGate, kUp: the width of y
+  uint8_t* packed;        // packed_bytes(), zeroed by the caller where the source does not reach
+};
+std::string pack(const Packing& call);
+
+// Causal attention of T tokens over the pages of their rows, after rotating q and k and writing k and v.
+struct Attention {
+  const float* qkv;           // (T, (N + 2 K) H): queries, keys, values
+  const float* cos;           // (T, rotary_dim / 2); pairs are (i, i + rotary_dim / 2), as in NeoX
+  const float* sin;           // the same
+  const int32_t* page_table;  // (max_rows, max_pages)
+  const int32_t* rows;        // (T,) row of each token, -1 for padding
+  const int32_t* positions;   // (T,) position of each token in its row
+  const int32_t* slots;       // (T,) page * page_tokens + offset; that of padding is not written
+  void* pages;                // (num_pages, 2, K, page_tokens, H) float32 or bfloat16
+  float* out;                 // (T, N H); zero for padding
+  int64_t num_tokens;
+  int64_t num_heads;     // N
+  int64_t num_kv_heads;  // K, divides N
+  int64_t head_dim;      // H
+  int64_t rotary_dim;    // even, at most H
+  int64_t num_pages;
+  int64_t page_tokens;
+  int64_t max_rows;
+  int64_t max_pages;
+  bool pages_are_bf16;
+  float scale;  // on the scores, usually H ** -0.5
+};
+std::string attention(const Attention& call);
+
+// The index of each row's first highest value, NaN being the highest. x: (num_rows, num_columns); result: (num_rows,)
+std::string argmax(const float* x, int64_t num_rows, int64_t num_columns, int32_t* result);
+
+}  // namespace max_kernels

@@ -1,0 +1,78 @@
+// One panel of a packed matmul, row tile after row tile. Included as vector.h is; needs kWideRows, kTallRows and
+// kTallVectors: up to kWideRows rows take the whole panel at once, more go kTallVectors vectors at a time.
+
+constexpr int kPanelVectors = kPanelColumns / kLanes;
+using WideTiles = Tiles<kPanelVectors, typename MakeIndices<kWideRows>::type>;
+using TallTiles = Tiles<kTallVectors, typename MakeIndices<kTallRows>::type>;
+
+// Splits what is left evenly where it fits two tiles: tiles of few rows are bound by the weights' bandwidth.
+MAX_INLINE int64_t rows_of_tile(int64_t left, int64_t most) {
+  if (left <= most) return left;
+  return left < 2 * most ? (left + 1) / 2 : most;
+}
+
+MAX_INLINE void finish_row(const Matmul& call, const float* panel_row, int64_t panel, int64_t row) {
+  const int64_t width = call.epilogue == Epilogue::kSwiglu ? kHalfPanel : kPanelColumns;
+  const int64_t first = panel * width;
+  const int64_t count = call.num_outputs - first < width ? call.num_outputs - first : width;
+  float result[kPanelColumns];
+  for (int64_t c = 0; c < width; c += kLanes) {
+    Vec value = load(panel_row + c);
+    if (call.epilogue == Epilogue::kSwiglu) {
+      value = value / (exponential(-value) + 1.0f) * load(panel_row + kHalfPanel + c);
+    } else if (call.epilogue == Epilogue::kBias && c + kLanes <= count) {
+      value = value + load(call.bias + first + c);
+    }
+    store(result + c, value);
+  }
+  if (call.epilogue == Epilogue::kBias) {
+    for (int64_t c = count - count % kLanes; c < count; ++c) result[c] = panel_row[c] + call.bias[first + c];
+  }
+  __builtin_memcpy(call.y + row * call.num_outputs + first, result, count * sizeof(float));
+}
+
+// What a panel's weights are multiplied with, for each encoding.
+struct F32Panel {
+  using Weight = float;
+  static constexpr int64_t kElements = 1;  // per column and step of the inputs
+  static Multiply<float> wide(int64_t rows) { return WideTiles::f32[rows - 1]; }
+  static Multiply<float> tall(int64_t rows) { return TallTiles::f32[rows - 1]; }
+};
+struct Bf16Panel {
+  using Weight = uint16_t;
+  static constexpr int64_t kElements = 2;
+  static Multiply<uint16_t> wide(int64_t rows) { return WideTiles::bf16[rows - 1]; }
+  static Multiply<uint16_t> tall(int64_t rows) { return TallTiles::bf16[rows - 1]; }
+};
+
+// `x_stride` counts floats: of x, or of pairs of converted inputs.
+template <class Panel>
+MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_stride, int64_t num_inputs, int64_t panel,
+                               int64_t row_begin, int64_t row_end) {
+  using Weight = typename Panel::Weight;
+  constexpr int64_t w_stride = kPanelColumns * Panel::kElements;
+  const int64_t steps = (call.num_inputs + Panel::kElements - 1) / Panel::kElements;
+  const Weight* w = reinterpret_cast<const Weight*>(call.weights) + panel * steps * w_stride;
+  alignas(64) float y[(kWideRows > kTallRows ? kWideRows : kTallRows) * kPanelColumns];
+  for (int64_t row = row_begin; row < row_end;) {
+    const int64_t left = row_end - row;
+    const bool wide = left <= kWideRows || kWideRows == kTallRows;
+    const int64_t rows = rows_of_tile(left, wide ? kWideRows : kTallRows);
+    TileShape t{x + row * x_stride, x_stride, y, kPanelColumns, num_inputs, false};
+    if (wide) {
+      Panel::wide(rows)(t, w, w_stride);
+    } else {
+      for (int v = 0; v < kPanelVectors; v += kTallVectors) {
+        t.y = y + v * kLanes;
+        Panel::tall(rows)(t, w + v * kLanes * Panel::kElements, w_stride);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) finish_row(call, y + r * kPanelColumns, panel, row + r);
+    row += rows;
+  }
+}
+
+static void matmul_panel_f32(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
+  const float* x = static_cast<const float*>(inputs);
+  multiply_panel<F32Panel>(call, x, call.num_inputs, call.num_inputs, panel, begin, end);
+}

@@ -1,0 +1,113 @@
+// Vectors of kLanes floats, for the instruction set that the including file is compiled for.
+//
+// Included once per instruction set, inside its namespace and behind its target pragma; needs kLanes,
+// multiply_add() and load_bf16(). Nothing of the standard library may be instantiated there: the linker would keep one copy of
+// it, perhaps that of the largest instruction set, for everybody.
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef float VecAnywhere __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t BitsAnywhere __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
+
+#define MAX_INLINE static inline __attribute__((always_inline))
+
+MAX_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAnywhere*>(p); }
+MAX_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecAnywhere*>(p) = v; }
+MAX_INLINE Vec broadcast(float x) { return x - Vec{}; }
+
+// Two neighbours of bfloat16 per lane; widening them is a shift and a mask.
+MAX_INLINE Bits load_pairs(const uint16_t* p) { return *reinterpret_cast<const BitsAnywhere*>(p); }
+MAX_INLINE Vec first_of_pairs(Bits pairs) { return reinterpret_cast<Vec>(pairs << 16); }
+MAX_INLINE Vec second_of_pairs(Bits pairs) { return reinterpret_cast<Vec>(pairs & static_cast<int32_t>(0xffff0000u)); }
+
+// NaN stays NaN in both, as the comparison is false then.
+MAX_INLINE Vec at_least(Vec v, float low) { return broadcast(low) > v ? broadcast(low) : v; }
+MAX_INLINE Vec at_most(Vec v, float high) { return broadcast(high) < v ? broadcast(high) : v; }
+
+// e ** x within 2 ulp for x <= 88, 0 for x < -87; Cephes' expf polynomial after a reduction by powers of two.
+MAX_INLINE Vec exponential(Vec x) {
+  const Vec bounded = at_most(at_least(x, -87.0f), 88.0f);
+  const Vec shifted = multiply_add(bounded, broadcast(1.44269504f), broadcast(12582912.0f));
+  const Vec power = shifted - 12582912.0f;
+  Vec r = multiply_add(power, broadcast(-0.693359375f), bounded);
+  r = multiply_add(power, broadcast(2.12194440e-4f), r);
+  Vec p = broadcast(1.9875691500e-4f);
+  p = multiply_add(p, r, broadcast(1.3981999507e-3f));
+  p = multiply_add(p, r, broadcast(8.3334519073e-3f));
+  p = multiply_add(p, r, broadcast(4.1665795894e-2f));
+  p = multiply_add(p, r, broadcast(1.6666665459e-1f));
+  p = multiply_add(p, r, broadcast(5.0000001201e-1f));
+  p = multiply_add(p, r * r, r + 1.0f);
+  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23));
+  return x < -87.0f ? Vec{} : scaled;
+}
+
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeIndices<0, I...> {
+  using type = Indices<I...>;
+};
+using Lanes = typename MakeIndices<kLanes>::type;
+
+// Lane `p` of a fold: a segment of `size` partial sums of `a` becomes one of size / 2, followed by one of `b`.
+constexpr int fold_lane(int p, int size, int half) {
+  const int offset = p % size;
+  const int start = p - offset;
+  return offset < size / 2 ? start + offset + half * (size / 2) : kLanes + start + offset - size / 2 + half * (size / 2);
+}
+
+template <int Size, int... I>
+MAX_INLINE Vec fold(Vec a, Vec b, Indices<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, fold_lane(I, Size, 0)...) +
+         __builtin_shufflevector(a, b, fold_lane(I, Size, 1)...);
+#else
+  return __builtin_shuffle(a, b, Bits{fold_lane(I, Size, 0)...}) +
+         __builtin_shuffle(a, b, Bits{fold_lane(I, Size, 1)...});
+#endif
+}
+
+// The sums of Size vectors' lanes, Size == kLanes at the first call; lane i has that of partial[reversed_lane(i)].
+template <int Size>
+MAX_INLINE Vec sum_lanes(Vec* partial) {
+  if constexpr (Size == 1) {
+    return partial[0];
+  } else {
+    for (int i = 0; i < Size / 2; ++i) partial[i] = fold<Size>(partial[2 * i], partial[2 * i + 1], Lanes());
+    return sum_lanes<Size / 2>(partial);
+  }
+}
+
+constexpr int reversed_lane(int lane) {
+  int reversed = 0;
+  for (int bit = 1; bit < kLanes; bit *= 2) reversed = 2 * reversed + ((lane / bit) & 1);
+  return reversed;
+}
+
+MAX_INLINE float sum_of(Vec v) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+}
+
+template <int Distance, int... I>
+MAX_INLINE Vec swap_lanes(Vec v, Indices<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, (I ^ Distance)...);
+#else
+  return __builtin_shuffle(v, Bits{(I ^ Distance)...});
+#endif
+}
+
+template <int Distance = kLanes / 2>
+MAX_INLINE float highest_of(Vec v) {
+  if constexpr (Distance == 0) {
+    return v[0];
+  } else {
+    const Vec other = swap_lanes<Distance>(v, Lanes());
+    return highest_of<Distance / 2>(other > v ? other : v);
+  }
+}

@@ -1,0 +1,192 @@
+// Runs the kernels without Python or XLA, so that sanitizers see nothing but them. Exits with the failures' number.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "isa.h"
+#include "thread_pool.h"
+
+using namespace max_kernels;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool holds, const char* what, const char* isa) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s (%s)\n", what, isa);
+}
+
+// Exactly as long as asked for, on the heap: a sanitizer sees the first element beyond.
+using Floats = std::vector<float>;
+Floats random_floats(int64_t count, int seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  Floats values(count);
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+Floats multiply(Encoding encoding, Epilogue epilogue, const Floats& x, const Floats& w, int64_t inputs, int64_t outputs) {
+  std::vector<uint8_t> packed(packed_bytes(encoding, epilogue, inputs, outputs));
+  const auto put = [&](Columns columns, int64_t offset) {
+    return pack({encoding, columns, w.data() + offset, false, 1, inputs, inputs, outputs, 0, outputs, packed.data()});
+  };
+  const bool gated = epilogue == Epilogue::kSwiglu;
+  std::string problem = put(gated ? Columns::kGate : Columns::kPlain, 0);
+  if (gated && problem.empty()) problem = put(Columns::kUp, inputs * outputs);
+  const int64_t rows = static_cast<int64_t>(x.size()) / inputs;
+  Floats y(rows * outputs, NAN);
+  const Floats bias(outputs, 0.5f);
+  if (problem.empty()) {
+    problem = matmul({encoding, epilogue, x.data(), packed.data(), bias.data(), y.data(), rows, inputs, outputs,
+                      static_cast<int64_t>(packed.size())});
+  }
+  expect(problem.empty(), problem.c_str(), kernels()->name);
+  return y;
+}
+
+double product(const Floats& x, const Floats& w, int64_t inputs, int64_t row, int64_t column) {
+  double sum = 0;
+  for (int64_t k = 0; k < inputs; ++k) sum += double(x[row * inputs + k]) * w[column * inputs + k];
+  return sum;
+}
+
+void check_matmul(Encoding encoding, int64_t rows, int64_t inputs, int64_t outputs) {
+  const Floats x = random_floats(rows * inputs, 1), w = random_floats(2 * inputs * outputs, 2);
+  const double tolerance = encoding == Encoding::kF32 ? 1e-5 : 3e-2;
+  for (Epilogue epilogue : {Epilogue::kNone, Epilogue::kBias, Epilogue::kSwiglu}) {
+    const Floats y = multiply(encoding, epilogue, x, w, inputs, outputs);
+    bool close = true;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < outputs; ++c) {
+        double want = product(x, w, inputs, r, c);
+        if (epilogue == Epilogue::kBias) want += 0.5;
+        if (epilogue == Epilogue::kSwiglu) want = want / (1 + std::exp(-want)) * product(x, w, inputs, r, outputs + c);
+        close &= std::abs(y[r * outputs + c] - want) <= tolerance * inputs;  // false for NaN
+      }
+    }
+    expect(close, "a matmul is close to float64", kernels()->name);
+  }
+}
+
+struct Step {
+  int64_t heads = 4, kv_heads = 2, dim, page_tokens = 5, num_pages = 9, max_pages = 4;
+  std::vector<int32_t> rows, positions, slots, table{1, 2, 3, 4, 5, 6, 7, 8};
+  Floats qkv, cos, sin, out;
+  std::vector<float> pages;
+
+  explicit Step(int64_t head_dim) : dim(head_dim) {
+    // 17 tokens of a prompt, one of another row, and a padding token.
+    for (int32_t t = 0; t < 17; ++t) add(0, t);
+    add(1, 0);
+    rows.push_back(-1), positions.push_back(0), slots.push_back(0);
+    const int64_t tokens = static_cast<int64_t>(rows.size());
+    qkv = random_floats(tokens * (heads + 2 * kv_heads) * dim, 3);
+    cos.assign(tokens * dim / 2, 0.8f), sin.assign(tokens * dim / 2, 0.6f);
+    out.assign(tokens * heads * dim, NAN);
+    pages.assign(num_pages * 2 * kv_heads * page_tokens * dim, NAN);
+  }
+
+  void add(int32_t row, int32_t position) {
+    rows.push_back(row), positions.push_back(position);
+    const int64_t page = table[row * max_pages + position / page_tokens];
+    slots.push_back(static_cast<int32_t>(page * page_tokens + position % page_tokens));
+  }
+
+  std::string run(bool bf16) {
+    return attention({qkv.data(), cos.data(), sin.data(), table.data(), rows.data(), positions.data(), slots.data(),
+                      pages.data(), out.data(), static_cast<int64_t>(rows.size()), heads, kv_heads, dim, dim / 2 * 2,
+                      num_pages, page_tokens, 2, max_pages, bf16, 0.25f});
+  }
+};
+
+void check_attention(int64_t dim, bool bf16) {
+  Step step(dim);
+  const std::string problem = step.run(bf16);
+  expect(problem.empty(), problem.c_str(), kernels()->name);
+  bool finite = true;
+  for (float value : step.out) finite &= std::isfinite(value);
+  expect(finite, "attention reads nothing that was not written", kernels()->name);
+  step.table[1] = 9;
+  expect(!step.run(bf16).empty(), "a page out of range is refused", kernels()->name);
+}
+
+void check_argmax() {
+  for (int64_t columns : {1, 17, 1500}) {
+    Floats x = random_floats(3 * columns, 4);
+    x[columns + columns / 2] = 9, x[2 * columns + columns / 2] = NAN;
+    int32_t found[3];
+    const std::string problem = argmax(x.data(), 3, columns, found);
+    expect(problem.empty() && found[1] == columns / 2 && found[2] == columns / 2, "argmax", kernels()->name);
+  }
+}
+
+void check_loops() {
+  std::vector<int> seen(1000);
+  for (int round = 0; round < 200; ++round) parallel_for(1000, [&](int64_t i) { ++seen[i]; });
+  bool each_once = true;
+  for (int count : seen) each_once &= count == 200;
+  expect(each_once, "a loop calls each index once", "pool");
+
+  std::vector<std::thread> callers;
+  std::vector<int64_t> sums(3);
+  for (int64_t& sum : sums) {
+    callers.emplace_back([&sum] {
+      for (int round = 0; round < 50; ++round) {
+        std::vector<int64_t> parts(64);
+        parallel_for(64, [&](int64_t i) { parts[i] = i; });
+        for (int64_t part : parts) sum += part;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (int64_t sum : sums) expect(sum == 50 * 63 * 32, "loops of several threads do not disturb each other", "pool");
+}
+
+void check_fork() {
+  const pid_t child = fork();
+  if (child == 0) {
+    std::vector<int> seen(100);
+    parallel_for(100, [&](int64_t i) { seen[i] = 1; });
+    int sum = 0;
+    for (int one : seen) sum += one;
+    _exit(sum == 100 ? 0 : 1);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  expect(status == 0, "a forked child has a pool of its own", "pool");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  set_num_threads(3);
+  check_loops();
+  // ThreadSanitizer does not follow a child that starts threads.
+  if (count == 1 || std::string(arguments[1]) != "without-fork") check_fork();
+  for (const char* isa : {"baseline", "avx2", "avx512", "avx512_bf16"}) {
+    if (!isa_is_supported(isa)) continue;
+    expect(select_isa(isa).empty(), "a supported instruction set can be selected", isa);
+    for (Encoding encoding : {Encoding::kF32, Encoding::kBf16}) {
+      check_matmul(encoding, 1, 7, 5);
+      check_matmul(encoding, 13, 33, 47);
+      check_matmul(encoding, 101, 16, 64);
+    }
+    check_argmax();
+    for (bool bf16 : {false, true}) {
+      check_attention(20, bf16);
+      check_attention(64, bf16);
+    }
+  }
+  expect(!select_isa("made_up").empty(), "an unknown instruction set is refused", "made_up");
+  if (failures == 0) std::puts("all kernels passed");
+  return failures;
+}
