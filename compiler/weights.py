@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
+
+Packing = Literal["", "float32", "bfloat16"]
+PANEL_COLUMNS = 32
+
+
+def packed_bytes(packing: Packing, inputs: int, outputs: int, *, gated: bool = False) -> int:
+    """The bytes of a packed matrix: panels of 32 outputs, of 16 gates and 16 ups in a gated one; bfloat16 by pairs."""
+    panels = -(-(outputs // 2) // (PANEL_COLUMNS // 2)) if gated else -(-outputs // PANEL_COLUMNS)
+    per_column = 4 * inputs if packing == "float32" else 4 * (-(-inputs // 2))
+    return panels * PANEL_COLUMNS * per_column
 
 
 @dataclass(frozen=True)
@@ -15,6 +25,8 @@ class Weight:
     shape:      as the graph takes it; a matrix is (inputs, outputs)
     widths:     the share of each source in the last axis; empty for a single source
     transposed: the checkpoint keeps each source as (outputs, inputs), the order of torch.nn.Linear
+    gated:      its two sources are the gate and the up projection of a gated layer
+    packed:     the encoding of its panels for the CPU kernels; float32 in rows where it is empty
     """
 
     name: str
@@ -22,6 +34,21 @@ class Weight:
     sources: tuple[str, ...]
     widths: tuple[int, ...] = ()
     transposed: bool = False
+    gated: bool = False
+    packed: Packing = ""
+
+    @property
+    def dtype(self) -> str:
+        """As the graph takes it: packed weights are opaque bytes."""
+        return "uint8" if self.packed else "float32"
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """As the graph takes it: packed weights have a size that depends on shape and encoding only."""
+        if not self.packed:
+            return self.shape
+        inputs, outputs = self.shape
+        return (packed_bytes(self.packed, inputs, outputs, gated=self.gated),)
 
     def source_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Each source tensor's name with the shape that it must have in the checkpoint."""
@@ -40,6 +67,11 @@ class WeightTable:
     def ignores(self, tensor: str) -> bool:
         return any(fnmatchcase(tensor, pattern) for pattern in self.ignored)
 
+    def pack(self, packing: Packing) -> WeightTable:
+        """The same weights with every matrix packed for the CPU kernels."""
+        weights = (replace(weight, packed=packing) if weight.transposed else weight for weight in self.weights)
+        return WeightTable(tuple(weights), self.ignored)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -47,7 +79,13 @@ class WeightTable:
     def from_json(value: dict[str, Any]) -> WeightTable:
         weights = (
             Weight(
-                row["name"], tuple(row["shape"]), tuple(row["sources"]), tuple(row["widths"]), bool(row["transposed"])
+                row["name"],
+                tuple(row["shape"]),
+                tuple(row["sources"]),
+                tuple(row["widths"]),
+                bool(row["transposed"]),
+                bool(row["gated"]),
+                row["packed"],
             )
             for row in value["weights"]
         )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from .. import CacheError, CompileError
+from . import native
 from .counters import COUNTERS
 
 if TYPE_CHECKING:
@@ -48,9 +49,12 @@ class _Host(NamedTuple):
 
 @functools.cache
 def _host() -> _Host:
-    """The CPU client of this process."""
+    """The CPU client of this process, with the kernels registered where they were built."""
     xla_client = _jaxlib()
     client = xla_client.make_cpu_client(asynchronous=True)
+    library = native.library()
+    for name, handler in library.handlers().items() if library else ():
+        xla_client.register_custom_call_target(name, handler, platform="cpu", api_version=1)
     device = client.local_devices()[0]
     return _Host(client, device, xla_client.DeviceList((device,)), xla_client._xla.SingleDeviceSharding(device))
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from ..compiler import Module
 from ..compiler.limits import Limits
+from ..compiler.weights import Packing
 from . import llama
 from .sampler import add_samplers
 from .text_graphs import StepBuilder
@@ -16,15 +17,18 @@ from .text_graphs import StepBuilder
 _DECODERS: dict[str, tuple[ModuleType, str]] = {"LlamaForCausalLM": (llama, "Llama")}
 
 
-def build_text_pipeline(architecture: str, config: Any, limits: Limits) -> Module:
-    """The steps of every token bucket and the samplers of every row bucket, for a decoder of this architecture."""
+def build_text_pipeline(architecture: str, config: Any, limits: Limits, packing: Packing = "") -> Module:
+    """The steps of every token bucket and the samplers of every row bucket, for a decoder of this architecture.
+
+    packing: the encoding of matrices packed for the CPU kernels; plain XLA on float32 where it is empty
+    """
     file, class_name = _DECODERS[architecture]
-    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0)))
+    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0), own_head=bool(packing)))
     module = Module(architecture)
-    builder = StepBuilder(decoder, config, limits)
+    builder = StepBuilder(decoder, config, limits, packing)
     for tokens in limits.token_buckets:
         for rows in limits.logit_rows(tokens):
             builder.add(module, tokens, rows)
     for rows in limits.row_buckets:
-        add_samplers(module, rows, config.vocab_size, limits.max_batch)
+        add_samplers(module, rows, config.vocab_size, limits.max_batch, use_kernels=bool(packing))
     return module

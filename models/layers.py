@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from . import kernels
+
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm, computed in float32. x: (T, D); weight: (D,). Source: arXiv:1910.07467."""
@@ -14,15 +16,19 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (x32 * scale).astype(x.dtype) * weight
 
 
-def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """x: (T, inputs); weight: (inputs, outputs); bias: (outputs,). Accumulates in float32, (T, outputs) as x."""
+def linear(x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None = None) -> jax.Array:
+    """x: (T, inputs); weight: (inputs, outputs), or packed; bias: (outputs,). Accumulates in float32, as x."""
+    if kernels.is_packed(weight):
+        return kernels.matmul(x, weight, outputs, bias)
     y = jnp.matmul(x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
     return y if bias is None else y + bias
 
 
-def swiglu(gate_up: jax.Array) -> jax.Array:
-    """silu(gate) * up of the fused projection. gate_up: (T, 2F); (T, F) out. Source: arXiv:2002.05202."""
-    gate, up = jnp.split(gate_up, 2, axis=-1)
+def swiglu(x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None = None) -> jax.Array:
+    """silu(gate) * up of the fused projection. weight: (inputs, 2 * outputs), or packed. Source: arXiv:2002.05202."""
+    if kernels.is_packed(weight) and bias is None:
+        return kernels.matmul(x, weight, outputs, gated=True)
+    gate, up = jnp.split(linear(x, weight, 2 * outputs, bias), 2, axis=-1)
     return jax.nn.silu(gate) * up
 
 

@@ -26,6 +26,7 @@ class Block(nnx.Module):
         d, f = config.hidden_size, config.intermediate_size
         qkv = config.query_width + 2 * config.kv_width
         self.norm_eps = config.norm_eps
+        self.widths = (qkv, d, f)
 
         def matrix(inputs: int, outputs: int, scale: float = 1.0) -> nnx.Param:
             # Residual projections start smaller with depth (GPT-2, section 2.3).
@@ -45,25 +46,28 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, attend: Attend) -> jax.Array:
         """x: (T, D) residual stream; same shape out."""
+        qkv, d, f = self.widths
         h = rms_norm(x, self.input_norm[...], self.norm_eps)
-        h = attend(linear(h, self.qkv[...], _value(self.qkv_bias)))
-        x = x + linear(h, self.o[...], _value(self.o_bias))
+        h = attend(linear(h, self.qkv[...], qkv, _value(self.qkv_bias)))
+        x = x + linear(h, self.o[...], d, _value(self.o_bias))
         h = rms_norm(x, self.post_norm[...], self.norm_eps)
-        h = swiglu(linear(h, self.gate_up[...], _value(self.gate_up_bias)))
-        return x + linear(h, self.down[...], _value(self.down_bias))
+        h = swiglu(h, self.gate_up[...], f, _value(self.gate_up_bias))
+        return x + linear(h, self.down[...], d, _value(self.down_bias))
 
 
 class Llama(nnx.Module):
     """LlamaForCausalLM; parameter paths are the weight names of `Config.weights`."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
-        self.norm_eps = config.norm_eps
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, own_head: bool = False):
+        """own_head: a head beside the embedding even where they are tied, as packed weights have it."""
+        self.norm_eps, self.vocab_size = config.norm_eps, config.vocab_size
+        has_head = own_head or not config.tied
         shape = (config.vocab_size, config.hidden_size)
         self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
         self.blocks = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
         self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
         # One assignment: nnx settles at the first one whether an attribute is data.
-        self.head = None if config.tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype))
+        self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype)) if has_head else None
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """tokens: (T,) int32; (T, D) out."""
@@ -74,7 +78,7 @@ class Llama(nnx.Module):
         h = rms_norm(x, self.norm[...], self.norm_eps)
         if self.head is None:
             return jnp.einsum("rd,vd->rv", h, self.embed[...], preferred_element_type=jnp.float32)
-        return jnp.einsum("rd,dv->rv", h, self.head[...], preferred_element_type=jnp.float32)
+        return linear(h, self.head[...], self.vocab_size)
 
 
 def _value(param: nnx.Param | None) -> jax.Array | None:

@@ -5,12 +5,12 @@ Source: transformers 5.x `LlamaConfig`; tensor names are those of `LlamaForCausa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import ModelError
 from ..compiler.limits import CacheGroup
-from ..compiler.weights import Weight, WeightTable
+from ..compiler.weights import Packing, Weight, WeightTable
 from .config_keys import number, optional, refuse_unsupported, require
 from .rope import Rope
 
@@ -74,17 +74,21 @@ class Config:
         page_bytes = self.num_layers * 2 * self.kv_width * page_tokens * 4
         return (CacheGroup("full", tuple(range(self.num_layers)), page_tokens, page_bytes),)
 
-    def weights(self) -> WeightTable:
-        """The graph's weights and the checkpoint tensors that each is made of, in the order of the computation."""
+    def weights(self, packing: Packing = "") -> WeightTable:
+        """The graph's weights and the checkpoint tensors that each is made of, in the order of the computation.
+
+        Packed for the CPU kernels, a tied head is a weight of its own: the embedding stays in rows to be looked up.
+        """
         table = [Weight("embed", (self.vocab_size, self.hidden_size), ("model.embed_tokens.weight",))]
         for layer in range(self.num_layers):
             table += self._block(f"blocks.{layer}", f"model.layers.{layer}")
         table.append(Weight("norm", (self.hidden_size,), ("model.norm.weight",)))
-        if not self.tied:
-            table.append(Weight("head", (self.hidden_size, self.vocab_size), ("lm_head.weight",), transposed=True))
+        if not self.tied or packing:
+            source = "model.embed_tokens.weight" if self.tied else "lm_head.weight"
+            table.append(Weight("head", (self.hidden_size, self.vocab_size), (source,), transposed=True))
         # Exporters write a copy of the tied head, and buffers that older versions of transformers kept.
         ignored = ("lm_head.weight",) if self.tied else ()
-        return WeightTable(tuple(table), ignored=(*ignored, "*.rotary_emb.inv_freq"))
+        return WeightTable(tuple(table), ignored=(*ignored, "*.rotary_emb.inv_freq")).pack(packing)
 
     def _block(self, to: str, source: str) -> list[Weight]:
         d, f, q, kv = self.hidden_size, self.intermediate_size, self.query_width, self.kv_width
@@ -96,7 +100,7 @@ class Config:
             _matrix(f"{to}.qkv", d, qkv, (q, kv, kv)),
             _matrix(f"{to}.o", q, [o], (d,)),
             Weight(f"{to}.post_norm", (d,), (f"{source}.post_attention_layernorm.weight",)),
-            _matrix(f"{to}.gate_up", d, gate_up, (f, f)),
+            replace(_matrix(f"{to}.gate_up", d, gate_up, (f, f)), gated=not self.mlp_bias),
             _matrix(f"{to}.down", f, [down], (d,)),
         ]
         if self.attention_bias:

@@ -15,18 +15,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..compiler import Graph, Module, TensorType
+from .kernels import argmax
 
 _LANES = 128  # reductions run over this minor axis, which XLA:CPU vectorizes
 
 
-def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int) -> None:
+def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, *, use_kernels: bool = False) -> None:
     """Adds both samplers of `rows` rows to the module; their ids, (max_batch,), can be `prev_ids` of any next step."""
 
     def filled(sample: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lambda *inputs: jnp.pad(sample(*inputs), (0, max_batch - rows))
 
     logits = TensorType("float32", (rows, vocab_size))
-    Graph(f"sample_greedy_r{rows}", filled(sample_greedy), {"logits": logits}, outputs=("ids",), module=module)
+    greedy = argmax if use_kernels else sample_greedy
+    Graph(f"sample_greedy_r{rows}", filled(greedy), {"logits": logits}, outputs=("ids",), module=module)
     column = {"temperature": "float32", "top_k": "int32", "top_p": "float32", "min_p": "float32"}
     column |= {f"{name}_penalty": "float32" for name in ("repetition", "frequency", "presence")}
     inputs = {

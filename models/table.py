@@ -11,7 +11,7 @@ from .. import UnsupportedArchitecture
 
 if TYPE_CHECKING:
     from ..compiler.limits import CacheGroup
-    from ..compiler.weights import WeightTable
+    from ..compiler.weights import Packing, WeightTable
 
 
 class Config(Protocol):
@@ -21,7 +21,7 @@ class Config(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def max_position(self) -> int: ...
-    def weights(self) -> WeightTable: ...
+    def weights(self, packing: Packing = ...) -> WeightTable: ...
     def cache_groups(self, page_tokens: int) -> tuple[CacheGroup, ...]: ...
 
 
@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="LlamaForCausalLM",
             config_module=".llama_config",
             model_module=".llama",
-            encodings=("float32",),
+            encodings=("float32", "bfloat16"),
             tasks=("text-generation",),
             cache_strategies=("paged",),
             example_repo_ids=(

@@ -16,12 +16,15 @@ from flax import nnx
 
 from ..compiler import Graph, Module, TensorType
 from ..compiler.limits import Limits
-from ..compiler.weights import WeightTable
+from ..compiler.weights import Packing, WeightTable
+from .kernels import attention
 from .layers import split_heads
 from .paged_attention import Tiles, make_tiles, paged_attention, write_pages
 from .rope import Rope, rope_tables, rotate
 
 Weights = dict[str, jax.Array]
+_Context = tuple[jax.Array, jax.Array, Tiles | None]
+"""What every block needs of the step: cosines, sines, and the tiles of attention without a kernel."""
 _PAGES = "pages.{}"
 _EMBED_INPUTS = ("tokens", "token_src", "prev_ids", "positions", "rows", "lengths")
 
@@ -39,7 +42,7 @@ class DecoderConfig(Protocol):
     def head_dim(self) -> int: ...
     @property
     def rope(self) -> Rope: ...
-    def weights(self) -> WeightTable: ...
+    def weights(self, packing: Packing = ...) -> WeightTable: ...
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,16 @@ def _page_shape(config: DecoderConfig, pages: int, page_tokens: int) -> tuple[in
 class StepBuilder:
     """Adds step graphs of one decoder to a module."""
 
-    def __init__(self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, dtype: str = "float32") -> None:
-        """decoder: abstract (`nnx.eval_shape`), with `embed_tokens`, `blocks` and `logits` as in llama.py."""
-        self.config, self.limits, self.dtype = config, limits, dtype
-        self.weights = {weight.name: TensorType(dtype, weight.shape) for weight in config.weights().weights}
+    def __init__(self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, packing: Packing = "") -> None:
+        """decoder: abstract (`nnx.eval_shape`), with `embed_tokens`, `blocks` and `logits` as in llama.py.
+        packing: the encoding of matrices packed for the CPU kernels; plain XLA where it is empty."""
+        self.config, self.limits, self.packing = config, limits, packing
+        table = config.weights(packing)
+        self.weights = {weight.name: TensorType(weight.dtype, weight.stored_shape) for weight in table.weights}
         self.whole = Bound.of(decoder)
         self.block = Bound.of(decoder.blocks[0])  # type: ignore[attr-defined]
         self.outer = [name for name in self.weights if not name.startswith("blocks.")]
-        pages = TensorType(dtype, _page_shape(config, limits.num_pages, limits.page_tokens))
+        pages = TensorType("float32", _page_shape(config, limits.num_pages, limits.page_tokens))
         self.state = {_PAGES.format(layer): pages for layer in range(config.num_layers)}
         self._parts: dict[str, Callable[..., Any]] = {}
 
@@ -122,13 +127,14 @@ class StepBuilder:
     # the same tokens share its trace.
 
     def _embed(self, tokens: int) -> Callable[..., Any]:
-        def embed(weights: Weights, given: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Tiles]]:
+        def embed(weights: Weights, given: Weights) -> tuple[jax.Array, _Context]:
             source = given["token_src"]
             ids = jnp.where(source >= 0, given["prev_ids"][jnp.maximum(source, 0)], given["tokens"])
             lengths = given["lengths"][jnp.maximum(given["rows"], 0)]
             cos, sin = rope_tables(self.config.rope, given["positions"], lengths)
             x = self.whole.fill(weights).embed_tokens(ids)
-            return x, (cos, sin, make_tiles(given["rows"], self.limits.max_batch))
+            tiles = None if self.packing else make_tiles(given["rows"], self.limits.max_batch)
+            return x, (cos, sin, tiles)
 
         return self._part(f"embed_t{tokens}", embed)
 
@@ -139,7 +145,7 @@ class StepBuilder:
             weights: Weights,
             pages: jax.Array,
             x: jax.Array,
-            context: tuple[jax.Array, jax.Array, Tiles],
+            context: _Context,
             slots: jax.Array,
             rows: jax.Array,
             positions: jax.Array,
@@ -150,6 +156,10 @@ class StepBuilder:
 
             def attend(qkv: jax.Array) -> jax.Array:
                 nonlocal written
+                if self.packing:
+                    out, written = attention(qkv, pages, cos, sin, page_table, rows, positions, slots)
+                    return out
+                assert tiles is not None
                 q, k, v = split_heads(qkv, config.num_heads, config.num_kv_heads, config.head_dim)
                 written = write_pages(pages, rotate(k, cos, sin), v, slots)
                 return paged_attention(rotate(q, cos, sin), written, page_table, rows, positions, tiles)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,6 +59,12 @@ class Checkpoint:
             tensors.update(here)
         _check_index(placed, tensors)
         return Checkpoint(folder, config, architecture, files, tensors, stats, digest.hexdigest())
+
+    @property
+    def encoding(self) -> Literal["float32", "bfloat16"]:
+        """That of most bytes of the tensors: float32 stands for all but bfloat16."""
+        half = sum(tensor.nbytes for tensor in self.tensors.values() if tensor.dtype == "BF16")
+        return "bfloat16" if 2 * half > sum(tensor.nbytes for tensor in self.tensors.values()) else "float32"
 
     def identity(self) -> dict[str, Any]:
         """What tells this checkpoint from another or from a changed one, without reading the weights; fit for JSON."""

@@ -16,17 +16,18 @@ class ModelConfig(Section):
     model_path: Path | None = setting(None, compiles=False, flag="--model")
     """Folder of a checkpoint in the Hugging Face form; the built-in model without it."""
 
-    quantization_encoding: Encoding = setting("float32", compiles=True)
-    """Encoding of the weights. Checkpoints in bfloat16 or float16 are read as float32."""
+    quantization_encoding: Encoding | None = setting(None, compiles=True)
+    """Encoding of the weights: float32 or bfloat16 [default: bfloat16 for such a checkpoint, else float32]."""
 
     max_length: int | None = setting(None, compiles=True, ge=2)
     """Tokens of prompt and answer together [default: what the model was trained for]."""
 
     @model_validator(mode="after")
     def _is_supported(self) -> "ModelConfig":
-        if self.quantization_encoding != "float32":
+        if self.quantization_encoding not in (None, "float32", "bfloat16"):
             raise ValueError(
-                f"--quantization-encoding {self.quantization_encoding} is not supported on cpu yet; float32 is"
+                f"--quantization-encoding {self.quantization_encoding} is not supported on cpu yet; "
+                "float32 and bfloat16 are"
             )
         return self
 

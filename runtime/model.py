@@ -96,10 +96,15 @@ class State:
     def __init__(self) -> None:
         self._arrays: dict[str, xla.Buffer | None] = {}
 
+    def allocate(self, specs: Sequence[TensorSpec]) -> None:
+        """Makes the tensors that are not there yet, so that the first call need not: zeroing pages takes its time."""
+        for spec in specs:
+            if spec.name not in self._arrays:
+                self._arrays[spec.name] = xla.put_owned(spec.shape, spec.dtype)
+
     def take(self, spec: TensorSpec) -> xla.Buffer:
         """The tensor as an argument that is about to be donated; raises MaxError when a failed call took it along."""
-        if spec.name not in self._arrays:
-            self._arrays[spec.name] = xla.put_owned(spec.shape, spec.dtype)
+        self.allocate([spec])
         found, self._arrays[spec.name] = self._arrays[spec.name], None
         if found is None:
             raise MaxError(f"the state {spec.name} was lost in a call that failed", "Load the models anew.")

@@ -25,16 +25,16 @@ from ..cache.key import Key, make_key, source_digest, toolchain
 from ..cache.lease import Waiting
 from ..cache.mef import Mef
 from ..cache.store import Store
-from ..compiler import Target, xla
+from ..compiler import Target, native, xla
 from ..compiler.dump import Dump
 from ..compiler.limits import Limits, choose_limits, default_length
 from ..compiler.stored_stages import dump_stored_stages
-from ..compiler.weights import WeightTable
+from ..compiler.weights import Packing, WeightTable
 from .checkpoint import Checkpoint
 from .config import BatchConfig, ModelConfig
 from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
-from .weight_preparation import Progress, find_or_prepare
+from .weight_preparation import Progress, choose_packing, find_or_prepare
 
 if TYPE_CHECKING:
     from ..models.table import Config
@@ -89,6 +89,7 @@ class Preparation:
         self.keep_weights, self.check = keep_weights, check
         self.report = Report()
         self.checkpoint = checkpoint
+        self.packing: Packing = choose_packing(model.quantization_encoding, checkpoint)
 
     def run(self) -> Prepared:
         """Finds or makes both; raises ModelError or WeightError for a checkpoint that cannot be used, and ConfigError
@@ -132,6 +133,8 @@ class Preparation:
         return {
             "settings": compile_factors(*self.settings),
             "target": self.target.spec(),
+            "packing": self.packing,
+            "kernels": list(native.HANDLERS) if self.packing else [],
             "toolchain": toolchain(self.target.platform),
             "sources": source_digest([_PACKAGE / "compiler", _PACKAGE / "models"]),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -158,7 +161,7 @@ class Preparation:
 
         architecture = table.find(self.checkpoint.architecture)
         config = table.load_config(architecture, self.checkpoint.config)
-        weights = config.weights()
+        weights = config.weights(self.packing)
         self.checkpoint.check(weights)
         limits = self._limits(config)
         self.check(limits.max_length, config.vocab_size)
@@ -172,7 +175,13 @@ class Preparation:
         self.report.key = key.digest
         artifact = self._artifact(key, config, limits, weights)
         ready = find_or_prepare(
-            weights, self.checkpoint, self.store, self.report, self.progress, keep=self.keep_weights
+            weights,
+            self.checkpoint,
+            self.store,
+            self.report,
+            self.progress,
+            packing=self.packing,
+            keep=self.keep_weights,
         )
         if ready.file is not None:
             self._bind(key, artifact, ready.id, limits)
@@ -224,7 +233,7 @@ class Preparation:
 
         self.report.reason, self.report.compiled = "compiled", True
         with self.report.timed("compile"):
-            module = build_text_pipeline(self.checkpoint.architecture, config, limits)
+            module = build_text_pipeline(self.checkpoint.architecture, config, limits, self.packing)
             facts = {
                 "limits": limits.to_json(),
                 "vocab_size": config.vocab_size,

@@ -17,10 +17,10 @@ import numpy as np
 import xxhash
 
 from .. import CacheError
+from ..compiler import native
 from .arena import Arena, Layout, Slot, place
 from .prepared_format import (
     CHUNK_BYTES,
-    ENCODING,
     HEADER_BYTES,
     Contents,
     damaged,
@@ -44,7 +44,7 @@ _KEPT_SHARE = 0.25  # of the machine's memory: a larger file leaves the page cac
 
 def layout_of(table: WeightTable) -> Layout:
     """The arena's layout for the weights of a pipeline, in their order."""
-    return [(weight.name, weight.shape, ENCODING) for weight in table.weights]
+    return [(weight.name, weight.stored_shape, weight.dtype) for weight in table.weights]
 
 
 def prepare(
@@ -91,9 +91,9 @@ def prepare_into(
     checkpoint.check(table)
     assert arena.slots == place(layout_of(table)), "an arena of another layout"
     reads = [read for weight in table.weights for read in _reads(checkpoint, weight, arena.view(weight.name))]
-    done, total = 0, sum(read.target.nbytes for read in reads)
+    done, total = 0, sum(read.nbytes for read in reads)
     with ThreadPoolExecutor(threads, "prepare") as pool:
-        for nbytes in _in_order(pool, _Read.run, reads):
+        for nbytes in _in_order(pool, lambda read: read.run(), reads):
             done += nbytes
             if on_progress:
                 on_progress(done, total)
@@ -141,13 +141,20 @@ class _Read:
     transposed: bool
     rows: tuple[int, int]
 
-    def run(self) -> int:
-        self.checkpoint.read_into(self.tensor, self.target, self.transposed, self.rows)
+    @property
+    def nbytes(self) -> int:
         return self.target.nbytes
 
+    def run(self) -> int:
+        self.checkpoint.read_into(self.tensor, self.target, self.transposed, self.rows)
+        return self.nbytes
 
-def _reads(checkpoint: Checkpoint, weight: Weight, view: np.ndarray) -> Iterator[_Read]:
+
+def _reads(checkpoint: Checkpoint, weight: Weight, view: np.ndarray) -> Iterator[_Read | _Packing]:
     """The reads that fill a weight: its sources side by side along the last axis, each in parts of about 8 MiB."""
+    if weight.packed:
+        yield from _packings(checkpoint, weight, view)
+        return
     start = 0
     for source, shape in weight.source_shapes():
         width = shape[0] if weight.transposed else shape[-1]
@@ -158,6 +165,53 @@ def _reads(checkpoint: Checkpoint, weight: Weight, view: np.ndarray) -> Iterator
             rows = first, min(first + step, shape[0])
             target = share[..., slice(*rows)] if weight.transposed else share[slice(*rows)]
             yield _Read(checkpoint, source, target, weight.transposed, rows)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """Rows of one checkpoint tensor, its outputs, on their way into the panels of a packed matrix."""
+
+    checkpoint: Checkpoint
+    weight: Weight
+    tensor: str
+    target: np.ndarray
+    columns: native.Columns
+    first_column: int
+    rows: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the source as float32."""
+        return 4 * (self.rows[1] - self.rows[0]) * self.weight.shape[0]
+
+    def run(self) -> int:
+        source = np.empty((self.rows[1] - self.rows[0], self.weight.shape[0]), np.float32)
+        self.checkpoint.read_into(self.tensor, source, False, self.rows)
+        library, outputs = native.library(), self.weight.shape[1]
+        assert library is not None and self.weight.packed, "weights are packed by the kernels that read them"
+        library.pack(
+            source.T,
+            self.target,
+            self.weight.packed,
+            columns=self.columns,
+            first_column=self.first_column + self.rows[0],
+            total_columns=outputs // 2 if self.weight.gated else outputs,
+        )
+        return self.nbytes
+
+
+def _packings(checkpoint: Checkpoint, weight: Weight, view: np.ndarray) -> Iterator[_Packing]:
+    """The parts of a packed matrix, each of about 8 MiB of float32; the padding of its panels is zeroed first."""
+    view[...] = 0
+    first = 0
+    for index, (source, (outputs, inputs)) in enumerate(weight.source_shapes()):
+        columns: native.Columns = ("gate", "up")[index] if weight.gated else "plain"
+        step = max(64, _JOB_BYTES // (4 * inputs) // 64 * 64)
+        for start in range(0, outputs, step):
+            rows = start, min(start + step, outputs)
+            yield _Packing(checkpoint, weight, source, view, columns, first, rows)
+        if not weight.gated:
+            first += outputs
 
 
 def _write(
@@ -213,7 +267,7 @@ def _regions(
             memory[at + slot.nbytes : slot.stop - start] = 0
             view = memory[at : at + slot.nbytes].view(slot.dtype).reshape(slot.shape)
             reads += _reads(checkpoint, weight, view)
-        for _ in _in_order(pool, _Read.run, reads):
+        for _ in _in_order(pool, lambda read: read.run(), reads):
             pass
         whole = len(memory) if group is groups[-1] else len(memory) // CHUNK_BYTES * CHUNK_BYTES
         yield start, memory[:whole]

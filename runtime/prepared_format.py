@@ -2,7 +2,7 @@
 
     header    4 KiB: magic, version, sizes, where the TOC lies and its sha256
     data      the tensors exactly as an arena holds them, each at a multiple of 4 KiB
-    TOC       JSON: encoding, packing, tensors, and one xxh3-64 for every 4 MiB of the data
+    TOC       JSON: packing, tensors, and one xxh3-64 for every 4 MiB of the data
 
 The id of a file is the sha256 of its TOC, and so covers the data. Imports no jax.
 """
@@ -25,9 +25,11 @@ from .arena import ALIGNMENT, Slot, place
 
 HEADER_BYTES = 4096
 CHUNK_BYTES = 4 << 20
-ENCODING = "float32"
-PACKING = "xla-f32-v1"
-"""How matrices lie: (inputs, outputs) in rows, as XLA's own dot takes them."""
+PACKING = "rows-or-panels-32-v1"
+"""How matrices lie: float32 in rows of (inputs, outputs), as XLA's own dot takes them, or bytes in panels of 32 outputs
+for the CPU kernels. A graph's signature says which, and of which encoding."""
+
+_DTYPES = ("float32", "uint8")
 
 _MAGIC = b"\x89MAXWTS\n"
 _VERSION = 1
@@ -57,7 +59,6 @@ def write_contents(descriptor: int, slots: Sequence[Slot], chunks: Sequence[int]
     """Writes the TOC behind the data and then the header, which makes the file whole; returns its id."""
     toc = json.dumps(
         {
-            "encoding": ENCODING,
             "packing": PACKING,
             "chunk_bytes": CHUNK_BYTES,
             "chunks": [f"{chunk:016x}" for chunk in chunks],
@@ -118,11 +119,11 @@ def read_contents(descriptor: int, path: Path) -> Contents:
 def _parse(toc: bytes, identity: str, size: int) -> Contents:
     """Checks what the sha256 cannot: that another program's TOC means what this one would write."""
     fields: dict[str, Any] = json.loads(toc)
-    if (fields["encoding"], fields["packing"]) != (ENCODING, PACKING):
-        raise ValueError(f"packed as {fields['encoding']} {fields['packing']}, needed is {ENCODING} {PACKING}")
+    if fields["packing"] != PACKING:
+        raise ValueError(f"packed as {fields['packing']}, needed is {PACKING}")
     rows = fields["tensors"]
     if any(
-        row["dtype"] != ENCODING or not all(type(axis) is int and axis >= 0 for axis in row["shape"]) for row in rows
+        row["dtype"] not in _DTYPES or not all(type(axis) is int and axis >= 0 for axis in row["shape"]) for row in rows
     ):
         raise ValueError("a tensor's dtype or shape is wrong")
     if len({row["name"] for row in rows}) < len(rows):

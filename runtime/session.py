@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import CacheError, ConfigError, RequestError
 from ..cache import mef
-from ..compiler import Graph, Module, Target, TensorType, xla
+from ..compiler import Graph, Module, Target, TensorType, native, xla
 from ..compiler.dump import Dump, dump_folder
 from .model import Executables, GraphSpec, Model, State, TensorSpec, bind
 
@@ -78,6 +78,12 @@ class CompiledModels:
                 f"the artifact was compiled for {self.target} and needs {', '.join(missing) or compat['platform']}",
                 "Compile it on this host, or for a target that this host has.",
             )
+        library = native.library()
+        wanted = {name for name in self.artifact.json(mef.CUSTOM_CALLS) if name in native.HANDLERS}
+        if lacking := wanted - set(library.handlers() if library else ()):
+            raise CacheError(
+                f"the artifact calls kernels that are not here: {', '.join(sorted(lacking))}", native.HOW_TO_BUILD
+            )
 
 
 class DebugSettings:
@@ -115,17 +121,18 @@ class InferenceSession:
         compiled: CompiledModels,
         weights_registry: Mapping[str, np.ndarray] | None = None,
         executables: Executables | None = None,
+        state: State | None = None,
     ) -> dict[str, Model]:
         """Makes every graph of an artifact callable; executables are loaded at their first call.
 
         weights_registry: arrays by weight name, shared and not copied when they start at a 64-byte boundary
-        executables: the artifact's, where the caller has begun to load some
+        executables, state: the artifact's, where the caller has begun to load or allocate some
         """
         compiled.check_host()
         xla.start_client()
         specs = {spec.name: spec for graph in compiled.graphs.values() for spec in graph.weights}
         weights = bind(list(specs.values()), weights_registry or {})
-        executables, state = executables or Executables(compiled.load_executable), State()
+        executables, state = executables or Executables(compiled.load_executable), state or State()
         return {name: Model(graph, executables, weights, state) for name, graph in compiled.graphs.items()}
 
     def load_all(

@@ -17,7 +17,7 @@ from ..compiler import xla
 from ..compiler.limits import Limits
 from . import prepared
 from .engine import Engine
-from .model import Executables
+from .model import Executables, State
 from .preparation_report import Prepared, Report
 from .session import CompiledModels, InferenceSession
 
@@ -50,10 +50,11 @@ def start(prepare: Callable[[], Prepared], store: Store, prompt_tokens: int = 1)
 def _load(found: Prepared, store: Store, prompt_tokens: int) -> Engine:
     """Loads code and weights at once; raises CacheError for damaged ones, which are set aside by then."""
     compiled, limits = found.compiled, found.limits
-    executables = Executables(compiled.load_executable)
+    executables, state = Executables(compiled.load_executable), State()
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
         weights = pool.submit(_weights, found)
         xla.start_client()
+        pages = pool.submit(state.allocate, compiled.graphs["step_t1_r1"].state)
         code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]
         try:
             arrays = weights.result()
@@ -66,7 +67,8 @@ def _load(found: Prepared, store: Store, prompt_tokens: int) -> Engine:
         except CacheError as error:
             store.quarantine(Key(found.report.key, {}), error)
             raise
-        models = InferenceSession().init_all(compiled, arrays, executables)
+        pages.result()
+        models = InferenceSession().init_all(compiled, arrays, executables, state)
     return Engine(models, limits, compiled.vocab_size)
 
 

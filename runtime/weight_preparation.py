@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import CacheError
+from .. import CacheError, ConfigError
 from ..cache.binding import checkpoint_identity
 from ..cache.store import Store
-from ..compiler.weights import WeightTable
+from ..compiler import native
+from ..compiler.weights import Packing, WeightTable
 from . import prepared
 from .arena import Arena
 from .checkpoint import Checkpoint
 from .preparation_report import PreparedWeights, Report
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[str, str, int, int], None]
 """Called with the phase, the item just finished, and how many of how many are done."""
 
 
+def choose_packing(wanted: str | None, checkpoint: Checkpoint) -> Packing:
+    """The encoding in which matrices are packed for the CPU kernels: as asked for, else the checkpoint's own.
+
+    Empty, which means float32 in rows and plain XLA, where the kernels were not built; said once. Raises ConfigError
+    when bfloat16 was asked for then.
+    """
+    if native.library() is not None:
+        return "bfloat16" if (wanted or checkpoint.encoding) == "bfloat16" else "float32"
+    if wanted == "bfloat16":
+        raise ConfigError("bfloat16 on cpu needs the kernels, which were not built", native.HOW_TO_BUILD)
+    logger.warning("there are no CPU kernels: going on with plain XLA, which is slower; %s", native.HOW_TO_BUILD)
+    return ""
+
+
 def find_or_prepare(
-    table: WeightTable, checkpoint: Checkpoint, store: Store, report: Report, progress: Progress, *, keep: bool
+    table: WeightTable,
+    checkpoint: Checkpoint,
+    store: Store,
+    report: Report,
+    progress: Progress,
+    *,
+    packing: Packing,
+    keep: bool,
 ) -> PreparedWeights:
     """Weights in the form that the graphs take.
 
     keep: fill an arena as well when they have to be made, so that a start that goes on to run need not read them back
     """
-    known = _made_before(checkpoint, store)
+    known = _made_before(checkpoint, store, packing)
     if known is not None:
         return known
     report.weights_prepared = True
@@ -53,11 +78,12 @@ def find_or_prepare(
         return PreparedWeights(None, "", arena)
 
 
-def _made_before(checkpoint: Checkpoint, store: Store) -> PreparedWeights | None:
+def _made_before(checkpoint: Checkpoint, store: Store, packing: Packing) -> PreparedWeights | None:
     """Weights of this very checkpoint, prepared under other settings."""
     wanted = checkpoint_identity(checkpoint.identity())
     for binding in store.bindings():
-        path: Path | None = store.prepared_path(binding.prepared) if binding.checkpoint == wanted else None
+        same = binding.checkpoint == wanted and binding.factors.get("packing") == packing
+        path: Path | None = store.prepared_path(binding.prepared) if same else None
         if path is not None:
             return PreparedWeights(path, binding.prepared, None)
     return None

@@ -20,6 +20,7 @@ from max.cache import mef
 from max.compiler import Target
 from max.compiler.artifact import Options, compile_module
 from max.compiler.limits import Limits
+from max.compiler.weights import Packing
 from max.models.build import build_text_pipeline
 from max.models.llama_config import Config
 from max.runtime.arena import Arena
@@ -93,7 +94,7 @@ class Pipeline:
         assert np.abs(logits - wanted).max() <= TOLERANCE * self.logits.std()
 
 
-def make_pipeline(name: str, folder: Path, limits: Limits) -> Pipeline:
+def make_pipeline(name: str, folder: Path, limits: Limits, packing: Packing) -> Pipeline:
     spec = importlib.util.spec_from_file_location("seeded", PARITY / "seeded.py")
     assert spec and spec.loader
     seeded = importlib.util.module_from_spec(spec)
@@ -101,9 +102,9 @@ def make_pipeline(name: str, folder: Path, limits: Limits) -> Pipeline:
     seeded.seeded_checkpoint(CONFIGS[name], folder)
     checkpoint = Checkpoint.open(folder)
     config = Config.from_hf(checkpoint.config)
-    table = config.weights()
+    table = config.weights(packing)
     buffer = io.BytesIO()
-    module = build_text_pipeline(checkpoint.architecture, config, limits)
+    module = build_text_pipeline(checkpoint.architecture, config, limits, packing)
     compile_module(module, Target.parse("cpu"), mef.MefWriter(buffer), Options(weights=table.to_json()))
     views = prepare_into(table, checkpoint, Arena(layout_of(table)), threads=1)
     models = InferenceSession().init_all(CompiledModels(mef.Mef.from_bytes(buffer.getvalue())), views)
@@ -115,14 +116,14 @@ def make_pipeline(name: str, folder: Path, limits: Limits) -> Pipeline:
 Make = Callable[[str, Limits], Pipeline]
 
 
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Pipelines by config and limits, each made once."""
+@pytest.fixture(scope="module", params=["", "float32"], ids=["xla", "kernels"])
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Pipelines by config and limits, each made once; in plain XLA, and with the CPU kernels."""
     made: dict[tuple[str, Limits], Pipeline] = {}
 
     def pipeline(name: str, limits: Limits) -> Pipeline:
         if (name, limits) not in made:
-            made[name, limits] = make_pipeline(name, tmp_path_factory.mktemp(name), limits)
+            made[name, limits] = make_pipeline(name, tmp_path_factory.mktemp(name), limits, request.param)
         return made[name, limits]
 
     return pipeline

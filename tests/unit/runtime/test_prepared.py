@@ -114,7 +114,7 @@ def test_the_file_holds_the_arena_s_bytes_and_its_id_is_the_digest_of_the_toc(
     toc = content[4096 + arena.nbytes :]
     assert hashlib.sha256(toc).hexdigest() == identity
     fields = json.loads(toc)
-    assert (fields["encoding"], fields["packing"]) == ("float32", "xla-f32-v1")
+    assert fields["packing"] == "rows-or-panels-32-v1"
     assert len(fields["chunks"]) == 2 == -(-arena.nbytes // (4 << 20))
 
 
@@ -271,8 +271,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object] | bytes, str]] = {
     "not an object": (b"[]", "cannot be used"),
     "deep": (b"[" * 100_000, "cannot be used"),
     "a key less": (lambda toc: toc.pop("chunks"), "chunks"),
-    "another packing": (lambda toc: toc.update(packing="panels-v1"), "packed as float32 panels-v1"),
-    "another encoding": (lambda toc: toc.update(encoding="q8_0"), "packed as q8_0"),
+    "another packing": (lambda toc: toc.update(packing="panels-v1"), "packed as panels-v1"),
     "another dtype": (lambda toc: toc["tensors"][0].update(dtype="object"), "dtype or shape"),
     "a negative shape": (lambda toc: toc["tensors"][0].update(shape=[-8, -4]), "dtype or shape"),
     "a shape of text": (lambda toc: toc["tensors"][0].update(shape="84"), "dtype or shape"),
@@ -306,7 +305,7 @@ def test_a_file_of_another_packing_is_refused(
         other.setattr(prepared_format, "PACKING", "panels-v1")
         prepare(TABLE, checkpoint, tmp_path / "weights", threads=1)
         load(tmp_path / "weights", threads=1)
-    with pytest.raises(CacheError, match="panels-v1, needed is float32 xla-f32-v1"):
+    with pytest.raises(CacheError, match="packed as panels-v1, needed is rows-or-panels-32-v1"):
         load(tmp_path / "weights", threads=1)
 
 

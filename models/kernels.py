@@ -1,0 +1,60 @@
+"""The CPU kernels as graph operations: calls of handlers that the kernel library registers with XLA."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..compiler.weights import packed_bytes
+
+
+def is_packed(weight: jax.Array) -> bool:
+    """Whether a weight lies in panels for the kernels."""
+    return weight.dtype == jnp.uint8
+
+
+def matmul(
+    x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None = None, *, gated: bool = False
+) -> jax.Array:
+    """x @ W with packed W, plus bias, or silu(gate) * up of a gated one.
+
+    x: (T, inputs) float32; weight: (bytes,) uint8; bias: (outputs,) float32
+    outputs: columns of the result; a gated matrix has twice as many
+    Returns (T, outputs) float32, each row the same bits whatever T is.
+    """
+    columns = 2 * outputs if gated else outputs
+    bfloat16 = weight.size != packed_bytes("float32", x.shape[1], columns, gated=gated)
+    handler = "max_matmul_bf16_v1" if bfloat16 else "max_matmul_f32_v1"
+    epilogue = np.int64(2 if gated else 0 if bias is None else 1)
+    arguments = (x, weight) if bias is None else (x, weight, bias)
+    result = jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
+    return jax.ffi.ffi_call(handler, result)(*arguments, epilogue=epilogue)
+
+
+def argmax(x: jax.Array) -> jax.Array:
+    """The first of the largest in each row. x: (R, V) float32; (R,) int32 out."""
+    return jax.ffi.ffi_call("max_argmax_v1", jax.ShapeDtypeStruct(x.shape[:1], jnp.int32))(x)
+
+
+def attention(
+    qkv: jax.Array,
+    pages: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    page_table: jax.Array,
+    rows: jax.Array,
+    positions: jax.Array,
+    slots: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Rotates, writes this step's keys and values to their slots, and attends over the pages of each token's row.
+
+    qkv: (T, (N + 2K)H) float32; pages: (P, 2, K, page_tokens, H), updated in place; others as in paged_attention
+    Returns (T, N H) float32 and the pages.
+    """
+    kv_heads, head_dim = pages.shape[2], pages.shape[4]
+    width = qkv.shape[1] - 2 * kv_heads * head_dim
+    results = (jax.ShapeDtypeStruct((qkv.shape[0], width), jnp.float32), jax.ShapeDtypeStruct(pages.shape, pages.dtype))
+    call = jax.ffi.ffi_call("max_attention_v1", results, input_output_aliases={1: 1})
+    out, new_pages = call(qkv, pages, cos, sin, page_table, rows, positions, slots)
+    return out, new_pages

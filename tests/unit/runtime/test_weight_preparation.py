@@ -1,0 +1,109 @@
+"""Which encoding weights are packed in, and what packed weights hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from max import ConfigError
+from max.compiler import native
+from max.compiler.weights import Packing, Weight, WeightTable, packed_bytes
+from max.runtime.arena import Arena
+from max.runtime.checkpoint import Checkpoint
+from max.runtime.prepared import layout_of, load, prepare, prepare_into
+from max.runtime.weight_preparation import choose_packing
+
+needs_kernels = pytest.mark.skipif(native.library() is None, reason="the kernels were not built: no C++ compiler")
+QKV = Weight("qkv", (5, 41), ("q", "k", "v"), (33, 4, 4), transposed=True)
+GATE_UP = Weight("gate_up", (7, 2 * 37), ("gate", "up"), (37, 37), transposed=True, gated=True)
+NORM = Weight("norm", (5,), ("n",))
+TABLE = WeightTable((QKV, GATE_UP, NORM))
+
+
+def checkpoint(folder: Path, dtype: str) -> Checkpoint:
+    rng = np.random.default_rng(0)
+    tensors = {name: shape for weight in TABLE.weights for name, shape in weight.source_shapes()}
+    kind = np.float32 if dtype == "F32" else ml_dtypes.bfloat16
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    arrays = {name: rng.standard_normal(shape).astype(kind) for name, shape in tensors.items()}
+    save_file(arrays, folder / "model.safetensors")
+    return Checkpoint.open(folder)
+
+
+def read(source: Checkpoint, name: str) -> np.ndarray:
+    out = np.empty(source.tensors[name].shape, np.float32)
+    source.read_into(name, out)
+    return out
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("stored", "wanted", "packing"),
+    [
+        ("F32", None, "float32"),
+        ("BF16", None, "bfloat16"),
+        ("F32", "bfloat16", "bfloat16"),
+        ("BF16", "float32", "float32"),
+    ],
+)
+def test_the_encoding_is_the_one_asked_for_or_the_checkpoint_s(
+    tmp_path: Path, stored: str, wanted: str | None, packing: Packing
+) -> None:
+    assert choose_packing(wanted, checkpoint(tmp_path / "model", stored)) == packing
+
+
+def test_without_kernels_everything_is_float32_in_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    source = checkpoint(tmp_path / "model", "BF16")
+    assert choose_packing(None, source) == ""
+    assert "compiler" in caplog.text
+    with pytest.raises(ConfigError, match="kernels"):
+        choose_packing("bfloat16", source)
+
+
+@needs_kernels
+@pytest.mark.parametrize("packing", ["float32", "bfloat16"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_sizes_are_those_of_the_kernels(packing: Packing, gated: bool) -> None:
+    library = native.library()
+    assert library is not None and packing
+    for inputs in (1, 2, 5, 64):
+        for outputs in (1, 15, 16, 17, 31, 32, 33, 100):
+            columns = 2 * outputs if gated else outputs
+            wanted = library.packed_bytes(packing, inputs, outputs, swiglu=gated)
+            assert packed_bytes(packing, inputs, columns, gated=gated) == wanted
+
+
+@needs_kernels
+@pytest.mark.parametrize("packing", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["F32", "BF16"])
+def test_packed_weights_multiply_as_the_checkpoint_s(tmp_path: Path, packing: Packing, stored: str) -> None:
+    library = native.library()
+    assert library is not None and packing
+    source, table = checkpoint(tmp_path / "model", stored), TABLE.pack(packing)
+    views = prepare_into(table, source, Arena(layout_of(table)), threads=2)
+    identity = prepare(table, source, tmp_path / "weights", threads=2)
+    kept = load(tmp_path / "weights", threads=2, expected_id=identity)
+    assert all(np.array_equal(kept[name], view) for name, view in views.items())
+
+    # The kernels may round activations to bfloat16 beside such weights.
+    tolerance = 1e-5 if packing == "float32" else 2e-2
+    rng = np.random.default_rng(1)
+    x5, x7 = rng.standard_normal((3, 5)).astype(np.float32), rng.standard_normal((3, 7)).astype(np.float32)
+    y = np.full((3, 41), np.nan, np.float32)
+    library.matmul(x5, views["qkv"], y, packing)
+    np.testing.assert_allclose(
+        y, x5 @ np.concatenate([read(source, n) for n in "qkv"]).T, rtol=tolerance, atol=5 * tolerance
+    )
+    y = np.full((3, 37), np.nan, np.float32)
+    library.matmul(x7, views["gate_up"], y, packing, epilogue="swiglu")
+    gate, up = x7 @ read(source, "gate").T, x7 @ read(source, "up").T
+    np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=tolerance, atol=10 * tolerance)
+    np.testing.assert_array_equal(views["norm"], read(source, "n"))
