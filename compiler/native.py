@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import ConfigError, MaxError
 
-Encoding = Literal["float32", "bfloat16"]
+Encoding = Literal["float32", "bfloat16", "q8_0"]
 Epilogue = Literal["none", "bias", "swiglu"]
 Columns = Literal["plain", "gate", "up"]
 
@@ -26,7 +26,7 @@ ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 HOW_TO_BUILD = "Install a C++ compiler (g++ or clang++), then install the package anew."
 
-HANDLERS = ("max_matmul_f32_v1", "max_matmul_bf16_v1", "max_attention_v1", "max_argmax_v1")
+HANDLERS = ("max_matmul_f32_v1", "max_matmul_bf16_v1", "max_matmul_q8_0_v1", "max_attention_v1", "max_argmax_v1")
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 
 _ABI = 1
@@ -49,8 +49,8 @@ class _Packing(ctypes.Structure):
     _fields_ = (
         ("encoding", ctypes.c_int),
         ("columns", ctypes.c_int),
+        ("source_kind", ctypes.c_int),
         ("source", _pointer),
-        ("source_is_bf16", _bool),
         *(
             (name, _int64)
             for name in ("input_stride", "output_stride", "num_inputs", "num_columns", "first_column", "total_columns")
@@ -152,24 +152,26 @@ class Library:
     ) -> None:
         """Writes a matrix, or some of its columns, into packed weights.
 
-        source:        (inputs, outputs) float32 or bfloat16, with any strides: pass the transpose of a checkpoint's
+        source:        (inputs, outputs) float32 or bfloat16, with any strides: pass the transpose of a checkpoint's;
+                       for q8_0 also GGUF's blocks, contiguous (outputs, inputs / 32 * 34) uint8
         packed:        (packed_bytes,) uint8, zeroed before the first of its parts
         columns:       "gate" and "up" for the two halves of a SwiGLU matrix
         first_column:  where the columns go in a matrix of `total_columns` that is fused from several
         Raises ValueError if shapes, dtypes or sizes do not fit.
         """
-        inputs, outputs = source.shape
+        blocks = source.dtype == np.uint8
+        inputs, outputs = (source.shape[1] // 34 * 32, source.shape[0]) if blocks else source.shape
         total = outputs if total_columns is None else total_columns
-        bf16 = source.dtype.name == "bfloat16"
-        if not bf16 and source.dtype != np.float32:
-            raise ValueError(f"weights are float32 or bfloat16, not {source.dtype}")
+        kinds = {"float32": 0, "bfloat16": 1, "uint8": 2}
+        if source.dtype.name not in kinds or (blocks and (encoding != "q8_0" or not source.flags.c_contiguous)):
+            raise ValueError(f"weights are float32, bfloat16 or blocks of q8_0, not {source.dtype} for {encoding}")
         if packed.nbytes != self.packed_bytes(encoding, inputs, total, swiglu=columns != "plain"):
             raise ValueError(f"packed weights of {packed.nbytes} bytes do not fit {inputs} inputs, {total} outputs")
         call = _Packing(
             encoding=get_args(Encoding).index(encoding),
             columns=get_args(Columns).index(columns),
+            source_kind=kinds[source.dtype.name],
             source=source.ctypes.data,
-            source_is_bf16=bf16,
             input_stride=source.strides[0] // source.itemsize,
             output_stride=source.strides[1] // source.itemsize,
             num_inputs=inputs,

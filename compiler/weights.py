@@ -7,14 +7,27 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-Packing = Literal["", "float32", "bfloat16"]
+from .. import ConfigError
+
+Packing = Literal["", "float32", "bfloat16", "q8_0"]
 PANEL_COLUMNS = 32
+Q8_BLOCK = 32
+"""Inputs that share a scale in q8_0."""
 
 
 def packed_bytes(packing: Packing, inputs: int, outputs: int, *, gated: bool = False) -> int:
-    """The bytes of a packed matrix: panels of 32 outputs, of 16 gates and 16 ups in a gated one; bfloat16 by pairs."""
+    """The bytes of a packed matrix: panels of 32 outputs, of 16 gates and 16 ups in a gated one.
+
+    bfloat16 lies by pairs of inputs; q8_0 takes inputs in blocks of 32, 34 bytes for each output. Raises ConfigError
+    for inputs that are no whole blocks.
+    """
+    if packing == "q8_0" and inputs % Q8_BLOCK:
+        raise ConfigError(
+            f"q8_0 needs widths that are multiples of {Q8_BLOCK}, and the model has one of {inputs}",
+            "Use --quantization-encoding bfloat16 or float32.",
+        )
     panels = -(-(outputs // 2) // (PANEL_COLUMNS // 2)) if gated else -(-outputs // PANEL_COLUMNS)
-    per_column = 4 * inputs if packing == "float32" else 4 * (-(-inputs // 2))
+    per_column = {"float32": 4 * inputs, "bfloat16": 4 * -(-inputs // 2), "q8_0": inputs // Q8_BLOCK * 34}[packing]
     return panels * PANEL_COLUMNS * per_column
 
 

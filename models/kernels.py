@@ -8,6 +8,8 @@ import numpy as np
 
 from ..compiler.weights import packed_bytes
 
+_HANDLERS = {"float32": "max_matmul_f32_v1", "bfloat16": "max_matmul_bf16_v1", "q8_0": "max_matmul_q8_0_v1"}
+
 
 def is_packed(weight: jax.Array) -> bool:
     """Whether a weight lies in panels for the kernels."""
@@ -23,13 +25,18 @@ def matmul(
     outputs: columns of the result; a gated matrix has twice as many
     Returns (T, outputs) float32, each row the same bits whatever T is.
     """
-    columns = 2 * outputs if gated else outputs
-    bfloat16 = weight.size != packed_bytes("float32", x.shape[1], columns, gated=gated)
-    handler = "max_matmul_bf16_v1" if bfloat16 else "max_matmul_f32_v1"
+    handler = _HANDLERS[_encoding(weight.size, x.shape[1], 2 * outputs if gated else outputs, gated=gated)]
     epilogue = np.int64(2 if gated else 0 if bias is None else 1)
     arguments = (x, weight) if bias is None else (x, weight, bias)
     result = jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
     return jax.ffi.ffi_call(handler, result)(*arguments, epilogue=epilogue)
+
+
+def _encoding(nbytes: int, inputs: int, outputs: int, *, gated: bool) -> str:
+    """The encoding of a packed matrix, which its size tells."""
+    if nbytes == packed_bytes("float32", inputs, outputs, gated=gated):
+        return "float32"
+    return "bfloat16" if nbytes == packed_bytes("bfloat16", inputs, outputs, gated=gated) else "q8_0"
 
 
 def argmax(x: jax.Array) -> jax.Array:

@@ -7,7 +7,10 @@ from pydantic import model_validator
 
 from ..cache.fields import Section, setting
 
-Encoding = Literal["float32", "bfloat16", "q4_k", "q4_0", "q6_k", "float8_e4m3fn", "float4_e2m1fnx2", "gptq"]
+Encoding = Literal["float32", "bfloat16", "q8_0", "q4_k", "q4_0", "q6_k", "float8_e4m3fn", "float4_e2m1fnx2", "gptq"]
+
+
+SUPPORTED_ENCODINGS = ("float32", "bfloat16", "q8_0")
 
 
 class ModelConfig(Section):
@@ -17,17 +20,18 @@ class ModelConfig(Section):
     """Folder of a checkpoint in the Hugging Face form; the built-in model without it."""
 
     quantization_encoding: Encoding | None = setting(None, compiles=True)
-    """Encoding of the weights: float32 or bfloat16 [default: bfloat16 for such a checkpoint, else float32]."""
+    """Encoding of the weights: float32, bfloat16 or q8_0, which quantizes them when they are prepared
+    [default: bfloat16 for such a checkpoint, else float32]."""
 
     max_length: int | None = setting(None, compiles=True, ge=2)
     """Tokens of prompt and answer together [default: what the model was trained for]."""
 
     @model_validator(mode="after")
     def _is_supported(self) -> "ModelConfig":
-        if self.quantization_encoding not in (None, "float32", "bfloat16"):
+        if self.quantization_encoding not in (None, *SUPPORTED_ENCODINGS):
             raise ValueError(
                 f"--quantization-encoding {self.quantization_encoding} is not supported on cpu yet; "
-                "float32 and bfloat16 are"
+                f"there are {', '.join(SUPPORTED_ENCODINGS)}"
             )
         return self
 

@@ -23,16 +23,19 @@ Progress = Callable[[str, str, int, int], None]
 """Called with the phase, the item just finished, and how many of how many are done."""
 
 
+_PACKINGS: dict[str, Packing] = {"float32": "float32", "bfloat16": "bfloat16", "q8_0": "q8_0"}
+
+
 def choose_packing(wanted: str | None, checkpoint: Checkpoint) -> Packing:
     """The encoding in which matrices are packed for the CPU kernels: as asked for, else the checkpoint's own.
 
     Empty, which means float32 in rows and plain XLA, where the kernels were not built; said once. Raises ConfigError
-    when bfloat16 was asked for then.
+    when another encoding was asked for then.
     """
     if native.library() is not None:
-        return "bfloat16" if (wanted or checkpoint.encoding) == "bfloat16" else "float32"
-    if wanted == "bfloat16":
-        raise ConfigError("bfloat16 on cpu needs the kernels, which were not built", native.HOW_TO_BUILD)
+        return _PACKINGS[wanted or checkpoint.encoding]
+    if wanted not in (None, "float32"):
+        raise ConfigError(f"{wanted} on cpu needs the kernels, which were not built", native.HOW_TO_BUILD)
     logger.warning("there are no CPU kernels: going on with plain XLA, which is slower; %s", native.HOW_TO_BUILD)
     return ""
 

@@ -49,8 +49,8 @@ int64_t group_size(const Attention& call) { return call.num_heads / call.num_kv_
 // Few queries are bound by the pages' bandwidth: they take several heads, whose keys and then values are one stream.
 int64_t heads_of_tile(const Attention& call, int64_t num_queries, int64_t num_tiles) {
   const int64_t fitting = std::max<int64_t>(1, kTileQueries / num_queries);
-  const int64_t for_all_threads = call.num_kv_heads * num_tiles / (2 * num_threads());
-  return std::clamp<int64_t>(num_threads() == 1 ? call.num_kv_heads : for_all_threads, 1, fitting);
+  const int64_t for_all_threads = call.num_kv_heads * num_tiles / num_threads();
+  return std::clamp<int64_t>(for_all_threads, 1, fitting);
 }
 
 std::vector<QueryTile> cut_into_tiles(const Attention& call) {

@@ -115,5 +115,6 @@ auto attention_binding() {
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_f32_v1, matmul_handler<Encoding::kF32>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_bf16_v1, matmul_handler<Encoding::kBf16>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q8_0_v1, matmul_handler<Encoding::kQ8_0>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v1, attention_handler, attention_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());

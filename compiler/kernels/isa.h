@@ -29,6 +29,7 @@ struct Kernels {
   const char* name;
   MatmulPanel matmul_f32;
   MatmulPanel matmul_bf16;
+  MatmulPanel matmul_q8;
   // Rounds a row of x to bfloat16, with a zero behind an odd K; null where the kernel reads float32.
   void (*convert_inputs)(const float* x, int64_t count, uint16_t* converted);
   // Writes a token's rotated keys and its values into the pages.

@@ -13,12 +13,16 @@ namespace avx2 {
 
 constexpr int kLanes = 8;
 constexpr int kWideRows = 3, kTallRows = 6, kTallVectors = 2;
+constexpr int kWidePairRows = 1, kTallPairRows = 4;
 constexpr int kAttendRows = 3, kAttendVectors = 4;
 
 static inline __m256 multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 static inline __m256 load_bf16(const uint16_t* p) {
   const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+static inline __m256 load_int8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
 #include "vector.h"
@@ -35,6 +39,7 @@ const Kernels kAvx2Kernels = {
     "avx2",
     avx2::matmul_panel_f32,
     avx2::matmul_panel_bf16,
+    avx2::matmul_panel_q8,
     nullptr,
     avx2::write_token,
     avx2::attend,

@@ -13,12 +13,16 @@ namespace avx512_bf16 {
 
 constexpr int kLanes = 16;
 constexpr int kWideRows = 12, kTallRows = 12, kTallVectors = 2;
+constexpr int kWidePairRows = 12, kTallPairRows = 12;
 constexpr int kAttendRows = 6, kAttendVectors = 4;
 
 static inline __m512 multiply_add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 static inline __m512 load_bf16(const uint16_t* p) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+static inline __m512 load_int8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
 #include "vector.h"
@@ -60,6 +64,7 @@ struct PairTiles<Vectors, Indices<R...>> {
 struct PairsPanel {
   using Weight = uint16_t;
   static constexpr int64_t kElements = 2;
+  static constexpr int64_t kWide = kWideRows, kTall = kTallRows;
   static Multiply<uint16_t> wide(int64_t rows) {
     return PairTiles<kPanelVectors, MakeIndices<kWideRows>::type>::table[rows - 1];
   }
@@ -90,6 +95,7 @@ const Kernels kAvx512Bf16Kernels = {
     "avx512_bf16",
     avx512_bf16::matmul_panel_f32,
     avx512_bf16::matmul_panel_bf16,
+    avx512_bf16::matmul_panel_q8,
     avx512_bf16::convert_inputs,
     avx512_bf16::write_token,
     avx512_bf16::attend,

@@ -12,8 +12,10 @@ namespace baseline {
 
 constexpr int kLanes = 4;
 constexpr int kWideRows = 1, kTallRows = 4, kTallVectors = 2;
+constexpr int kWidePairRows = 1, kTallPairRows = 4;
 constexpr int kAttendRows = 4, kAttendVectors = 2;
 
+typedef int32_t FourInts __attribute__((vector_size(16)));
 typedef uint32_t FourBits __attribute__((vector_size(16)));
 typedef float FourFloats __attribute__((vector_size(16)));
 
@@ -25,6 +27,10 @@ static inline FourFloats multiply_add(FourFloats a, FourFloats b, FourFloats c) 
 static inline FourFloats load_bf16(const uint16_t* p) {
   const FourBits halves = {p[0], p[1], p[2], p[3]};
   return reinterpret_cast<FourFloats>(halves << 16);
+}
+static inline FourFloats load_int8(const int8_t* p) {
+  const FourInts wide = {p[0], p[1], p[2], p[3]};
+  return __builtin_convertvector(wide, FourFloats);
 }
 
 #include "vector.h"
@@ -41,6 +47,7 @@ const Kernels kBaselineKernels = {
     "baseline",
     baseline::matmul_panel_f32,
     baseline::matmul_panel_bf16,
+    baseline::matmul_panel_q8,
     nullptr,
     baseline::write_token,
     baseline::attend,

@@ -11,12 +11,16 @@
 
 namespace max_kernels {
 
-enum class Encoding : int { kF32 = 0, kBf16 = 1 };
+enum class Encoding : int { kF32 = 0, kBf16 = 1, kQ8_0 = 2 };
 
 enum class Epilogue : int { kNone = 0, kBias = 1, kSwiglu = 2 };
 
 // Weights lie in panels of 32 outputs: f32 [N/32][K][32], bf16 [N/32][K/2][32][2]; missing outputs and inputs are 0.
 constexpr int64_t kPanelColumns = 32;
+// q8_0, the format of GGUF: blocks of 32 inputs share a float16 scale per output, [N/32][K/32][32 scales, 32 x 32 int8];
+// K is a multiple of 32.
+constexpr int64_t kQ8Inputs = 32;
+constexpr int64_t kQ8BlockBytes = kPanelColumns * 2 + kQ8Inputs * kPanelColumns;
 // With SwiGLU a panel holds 16 columns of the gate, then the same 16 of the up projection.
 constexpr int64_t kHalfPanel = kPanelColumns / 2;
 
@@ -38,14 +42,19 @@ std::string matmul(const Matmul& call);
 // Bytes of a packed matrix; with SwiGLU `num_outputs` is the width of y, and the matrix holds gate and up.
 int64_t packed_bytes(Encoding encoding, Epilogue epilogue, int64_t num_inputs, int64_t num_outputs);
 
+// What a matrix is made of before it is packed: elements, or GGUF's blocks of q8_0, one scale and 32 int8 of a column.
+enum class Source : int { kF32 = 0, kBf16 = 1, kQ8_0 = 2 };
+constexpr int64_t kQ8SourceBytes = 2 + kQ8Inputs;
+
 enum class Columns : int { kPlain = 0, kGate = 1, kUp = 2 };
 
-// Some columns of a matrix in memory, and where they go in the packed one. Strides count elements.
+// Some columns of a matrix in memory, and where they go in the packed one. Strides count elements; blocks of q8_0 lie
+// column after column, without strides.
 struct Packing {
   Encoding encoding;
   Columns columns;
-  const void* source;  // float32, or bfloat16 if `source_is_bf16`
-  bool source_is_bf16;
+  Source source_kind;
+  const void* source;
   int64_t input_stride;
   int64_t output_stride;
   int64_t num_inputs;     // K

@@ -23,6 +23,7 @@ std::string problem(const Matmul& call) {
     return "packed weights have " + std::to_string(call.weight_bytes) + " bytes, expected " + std::to_string(expected) +
            " for " + std::to_string(call.num_inputs) + " inputs and " + std::to_string(call.num_outputs) + " outputs";
   }
+  if (call.encoding == Encoding::kQ8_0 && call.num_inputs % kQ8Inputs != 0) return "q8_0 needs a multiple of 32 inputs";
   if (kernels() == nullptr) return "MAX_KERNELS_ISA names an instruction set that this CPU lacks";
   return "";
 }
@@ -52,7 +53,9 @@ std::string matmul(const Matmul& call) {
   const bool bf16 = call.encoding == Encoding::kBf16;
   const bool converts = bf16 && isa.convert_inputs != nullptr;
   const void* inputs = converts ? converted_inputs(call, isa) : call.x;
-  const MatmulPanel panel_kernel = bf16 ? isa.matmul_bf16 : isa.matmul_f32;
+  const MatmulPanel panel_kernel = bf16                                ? isa.matmul_bf16
+                                   : call.encoding == Encoding::kQ8_0 ? isa.matmul_q8
+                                                                      : isa.matmul_f32;
   const int64_t width = call.epilogue == Epilogue::kSwiglu ? kHalfPanel : kPanelColumns;
   const int64_t num_panels = (call.num_outputs + width - 1) / width;
   const int64_t num_blocks = (call.num_rows + kBlockRows - 1) / kBlockRows;

@@ -1,5 +1,6 @@
 // One panel of a packed matmul, row tile after row tile. Included as vector.h is; needs kWideRows, kTallRows and
-// kTallVectors: up to kWideRows rows take the whole panel at once, more go kTallVectors vectors at a time.
+// kTallVectors: up to kWideRows rows take the whole panel at once, more go kTallVectors vectors at a time. Pairs of
+// bfloat16 take twice the registers for weights, and so have limits of their own, kWidePairRows and kTallPairRows.
 
 constexpr int kPanelVectors = kPanelColumns / kLanes;
 using WideTiles = Tiles<kPanelVectors, typename MakeIndices<kWideRows>::type>;
@@ -35,14 +36,41 @@ MAX_INLINE void finish_row(const Matmul& call, const float* panel_row, int64_t p
 struct F32Panel {
   using Weight = float;
   static constexpr int64_t kElements = 1;  // per column and step of the inputs
+  static constexpr int64_t kWide = kWideRows, kTall = kTallRows;
   static Multiply<float> wide(int64_t rows) { return WideTiles::f32[rows - 1]; }
   static Multiply<float> tall(int64_t rows) { return TallTiles::f32[rows - 1]; }
 };
 struct Bf16Panel {
   using Weight = uint16_t;
   static constexpr int64_t kElements = 2;
+  static constexpr int64_t kWide = kWidePairRows, kTall = kTallPairRows;
   static Multiply<uint16_t> wide(int64_t rows) { return WideTiles::bf16[rows - 1]; }
   static Multiply<uint16_t> tall(int64_t rows) { return TallTiles::bf16[rows - 1]; }
+};
+
+struct Q8Panel {
+  using Weight = uint8_t;
+  static constexpr int64_t kWide = kWideRows, kTall = kTallRows;
+  static Multiply<uint8_t> wide(int64_t rows) { return WideTiles::q8[rows - 1]; }
+  static Multiply<uint8_t> tall(int64_t rows) { return TallTiles::q8[rows - 1]; }
+};
+
+// The weights of a tile that starts at a column of a panel, and what its kernel takes beside them.
+template <class Panel>
+struct TileWeights {
+  static constexpr int64_t kStride = kPanelColumns * Panel::kElements;
+  static int64_t panel_size(int64_t inputs) { return (inputs + Panel::kElements - 1) / Panel::kElements * kStride; }
+  static void run(Multiply<typename Panel::Weight> kernel, const TileShape& t, const typename Panel::Weight* panel,
+                  int64_t column) {
+    kernel(t, panel + column * Panel::kElements, kStride);
+  }
+};
+template <>
+struct TileWeights<Q8Panel> {
+  static int64_t panel_size(int64_t inputs) { return inputs / kQ8Inputs * kQ8BlockBytes; }
+  static void run(Multiply<uint8_t> kernel, const TileShape& t, const uint8_t* panel, int64_t column) {
+    kernel(t, panel, column);
+  }
 };
 
 // `x_stride` counts floats: of x, or of pairs of converted inputs.
@@ -50,21 +78,20 @@ template <class Panel>
 MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_stride, int64_t num_inputs, int64_t panel,
                                int64_t row_begin, int64_t row_end) {
   using Weight = typename Panel::Weight;
-  constexpr int64_t w_stride = kPanelColumns * Panel::kElements;
-  const int64_t steps = (call.num_inputs + Panel::kElements - 1) / Panel::kElements;
-  const Weight* w = reinterpret_cast<const Weight*>(call.weights) + panel * steps * w_stride;
+  using Weights = TileWeights<Panel>;
+  const Weight* w = reinterpret_cast<const Weight*>(call.weights) + panel * Weights::panel_size(call.num_inputs);
   alignas(64) float y[(kWideRows > kTallRows ? kWideRows : kTallRows) * kPanelColumns];
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t left = row_end - row;
-    const bool wide = left <= kWideRows || kWideRows == kTallRows;
-    const int64_t rows = rows_of_tile(left, wide ? kWideRows : kTallRows);
+    const bool wide = left <= Panel::kWide || Panel::kWide == Panel::kTall;
+    const int64_t rows = rows_of_tile(left, wide ? Panel::kWide : Panel::kTall);
     TileShape t{x + row * x_stride, x_stride, y, kPanelColumns, num_inputs, false};
     if (wide) {
-      Panel::wide(rows)(t, w, w_stride);
+      Weights::run(Panel::wide(rows), t, w, 0);
     } else {
       for (int v = 0; v < kPanelVectors; v += kTallVectors) {
         t.y = y + v * kLanes;
-        Panel::tall(rows)(t, w + v * kLanes * Panel::kElements, w_stride);
+        Weights::run(Panel::tall(rows), t, w, v * kLanes);
       }
     }
     for (int64_t r = 0; r < rows; ++r) finish_row(call, y + r * kPanelColumns, panel, row + r);
@@ -75,4 +102,9 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
 static void matmul_panel_f32(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
   const float* x = static_cast<const float*>(inputs);
   multiply_panel<F32Panel>(call, x, call.num_inputs, call.num_inputs, panel, begin, end);
+}
+
+static void matmul_panel_q8(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
+  const float* x = static_cast<const float*>(inputs);
+  multiply_panel<Q8Panel>(call, x, call.num_inputs, call.num_inputs, panel, begin, end);
 }

@@ -1,7 +1,7 @@
 // Vectors of kLanes floats, for the instruction set that the including file is compiled for.
 //
 // Included once per instruction set, inside its namespace and behind its target pragma; needs kLanes,
-// multiply_add() and load_bf16(). Nothing of the standard library may be instantiated there: the linker would keep one copy of
+// multiply_add(), load_bf16() and load_int8(). Nothing of the standard library may be instantiated there: the linker would keep one copy of
 // it, perhaps that of the largest instruction set, for everybody.
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
@@ -19,6 +19,16 @@ MAX_INLINE Vec broadcast(float x) { return x - Vec{}; }
 MAX_INLINE Bits load_pairs(const uint16_t* p) { return *reinterpret_cast<const BitsAnywhere*>(p); }
 MAX_INLINE Vec first_of_pairs(Bits pairs) { return reinterpret_cast<Vec>(pairs << 16); }
 MAX_INLINE Vec second_of_pairs(Bits pairs) { return reinterpret_cast<Vec>(pairs & static_cast<int32_t>(0xffff0000u)); }
+
+// float16 of any finite value; exact, also below 2**-14, where denormals of float32 would be flushed.
+MAX_INLINE Vec load_f16(const uint16_t* p) {
+  const Bits half = reinterpret_cast<Bits>(load_bf16(p));  // its bits in the upper half of each lane
+  const Bits magnitude = (half >> 3) & 0x0fffe000;
+  const Vec normal = reinterpret_cast<Vec>(magnitude + (112 << 23));
+  const Vec tiny = __builtin_convertvector((half >> 16) & 0x3ff, Vec) * 0x1p-24f;
+  const Vec value = magnitude < (1 << 23) ? tiny : normal;
+  return half < 0 ? -value : value;
+}
 
 // NaN stays NaN in both, as the comparison is false then.
 MAX_INLINE Vec at_least(Vec v, float low) { return broadcast(low) > v ? broadcast(low) : v; }

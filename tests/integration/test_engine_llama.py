@@ -209,3 +209,14 @@ def test_draws_depend_on_seed_and_position_alone(make):
     assert batch["greedy"] == pipeline.greedy[:40]
     assert batch["penalized"] != batch["greedy"]
     assert len(set(batch["penalized"])) > len(set(batch["greedy"]))
+
+
+@pytest.mark.parametrize(("packing", "share"), [("bfloat16", 0.1), ("q8_0", 0.15)])
+def test_smaller_encodings_stay_near_the_reference(tmp_path: Path, packing: Packing, share: float) -> None:
+    """The share of the logits' std is what rounding weights and activations moves them by, not a fault of order."""
+    pipeline = make_pipeline("mha_default", tmp_path, WHOLE, packing)
+    logits = pipeline.feed(pipeline.row(list(pipeline.prompt)), 40)
+    assert np.abs(logits - pipeline.logits).max() <= share * pipeline.logits.std()
+    requests, _ = parts(pipeline, (0, 3, 30), 24)
+    together = pipeline.answers(requests)
+    assert all(pipeline.answers([request]) == {request.id: together[request.id]} for request in requests)

@@ -37,7 +37,7 @@ Floats random_floats(int64_t count, int seed) {
 Floats multiply(Encoding encoding, Epilogue epilogue, const Floats& x, const Floats& w, int64_t inputs, int64_t outputs) {
   std::vector<uint8_t> packed(packed_bytes(encoding, epilogue, inputs, outputs));
   const auto put = [&](Columns columns, int64_t offset) {
-    return pack({encoding, columns, w.data() + offset, false, 1, inputs, inputs, outputs, 0, outputs, packed.data()});
+    return pack({encoding, columns, Source::kF32, w.data() + offset, 1, inputs, inputs, outputs, 0, outputs, packed.data()});
   };
   const bool gated = epilogue == Epilogue::kSwiglu;
   std::string problem = put(gated ? Columns::kGate : Columns::kPlain, 0);
@@ -61,7 +61,7 @@ double product(const Floats& x, const Floats& w, int64_t inputs, int64_t row, in
 
 void check_matmul(Encoding encoding, int64_t rows, int64_t inputs, int64_t outputs) {
   const Floats x = random_floats(rows * inputs, 1), w = random_floats(2 * inputs * outputs, 2);
-  const double tolerance = encoding == Encoding::kF32 ? 1e-5 : 3e-2;
+  const double tolerance = encoding == Encoding::kF32 ? 1e-5 : encoding == Encoding::kBf16 ? 3e-2 : 2e-1;
   for (Epilogue epilogue : {Epilogue::kNone, Epilogue::kBias, Epilogue::kSwiglu}) {
     const Floats y = multiply(encoding, epilogue, x, w, inputs, outputs);
     bool close = true;
@@ -180,6 +180,8 @@ int main(int count, char** arguments) {
       check_matmul(encoding, 13, 33, 47);
       check_matmul(encoding, 101, 16, 64);
     }
+    check_matmul(Encoding::kQ8_0, 1, 32, 5);
+    check_matmul(Encoding::kQ8_0, 13, 96, 47);
     check_argmax();
     for (bool bf16 : {false, true}) {
       check_attention(20, bf16);

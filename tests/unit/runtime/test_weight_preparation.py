@@ -68,13 +68,18 @@ def test_without_kernels_everything_is_float32_in_rows(
         choose_packing("bfloat16", source)
 
 
+def test_q8_0_refuses_widths_that_are_no_whole_blocks() -> None:
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        TABLE.pack("q8_0").weights[0].stored_shape  # noqa: B018  the shape is computed when it is asked for
+
+
 @needs_kernels
-@pytest.mark.parametrize("packing", ["float32", "bfloat16"])
+@pytest.mark.parametrize("packing", ["float32", "bfloat16", "q8_0"])
 @pytest.mark.parametrize("gated", [False, True])
 def test_sizes_are_those_of_the_kernels(packing: Packing, gated: bool) -> None:
     library = native.library()
     assert library is not None and packing
-    for inputs in (1, 2, 5, 64):
+    for inputs in (32, 64) if packing == "q8_0" else (1, 2, 5, 64):
         for outputs in (1, 15, 16, 17, 31, 32, 33, 100):
             columns = 2 * outputs if gated else outputs
             wanted = library.packed_bytes(packing, inputs, outputs, swiglu=gated)
