@@ -24,8 +24,6 @@ ISA_VARIABLE = "MAX_KERNELS_ISA"
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 """The instruction sets that the kernels are compiled for, least first; MAX_KERNELS_ISA forces one, "none" plain XLA."""
 
-HOW_TO_BUILD = "Install a C++ compiler (g++ or clang++), then install the package anew."
-
 HANDLERS = ("max_matmul_f32_v1", "max_matmul_bf16_v1", "max_matmul_q8_0_v1", "max_attention_v1", "max_argmax_v1")
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 
@@ -266,6 +264,13 @@ def _raise(problem: bytes | None) -> None:
 def library_path() -> Path | None:
     """The library beside this file, if the install built it."""
     return next(iter(sorted(Path(__file__).parent.glob("_kernels*.so"))), None)
+
+
+def how_to_get() -> str:
+    """What to do where `library()` is None."""
+    if library_path() is not None:
+        return f"Unset {ISA_VARIABLE}, which turns the kernels off."
+    return "Install a C++ compiler (g++ or clang++), then install the package anew."
 
 
 @cache

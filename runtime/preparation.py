@@ -180,7 +180,7 @@ class Preparation:
             self.store,
             self.report,
             self.progress,
-            packing=self.packing,
+            made_by={name: factors[name] for name in ("packing", "kernels", "sources")},
             keep=self.keep_weights,
         )
         if ready.file is not None:

@@ -82,7 +82,7 @@ class CompiledModels:
         wanted = {name for name in self.artifact.json(mef.CUSTOM_CALLS) if name in native.HANDLERS}
         if lacking := wanted - set(library.handlers() if library else ()):
             raise CacheError(
-                f"the artifact calls kernels that are not here: {', '.join(sorted(lacking))}", native.HOW_TO_BUILD
+                f"the artifact calls kernels that are not here: {', '.join(sorted(lacking))}", native.how_to_get()
             )
 
 

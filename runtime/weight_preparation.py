@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .. import CacheError, ConfigError
 from ..cache.binding import checkpoint_identity
@@ -35,8 +36,8 @@ def choose_packing(wanted: str | None, checkpoint: Checkpoint) -> Packing:
     if native.library() is not None:
         return _PACKINGS[wanted or checkpoint.encoding]
     if wanted not in (None, "float32"):
-        raise ConfigError(f"{wanted} on cpu needs the kernels, which were not built", native.HOW_TO_BUILD)
-    logger.warning("there are no CPU kernels: going on with plain XLA, which is slower; %s", native.HOW_TO_BUILD)
+        raise ConfigError(f"{wanted} on cpu needs the kernels, and there are none", native.how_to_get())
+    logger.warning("there are no CPU kernels: going on with plain XLA, which is slower; %s", native.how_to_get())
     return ""
 
 
@@ -47,14 +48,15 @@ def find_or_prepare(
     report: Report,
     progress: Progress,
     *,
-    packing: Packing,
+    made_by: dict[str, Any],
     keep: bool,
 ) -> PreparedWeights:
     """Weights in the form that the graphs take.
 
+    made_by: the factors of a key that decide how weights are laid out; weights made under others are not taken
     keep: fill an arena as well when they have to be made, so that a start that goes on to run need not read them back
     """
-    known = _made_before(checkpoint, store, packing)
+    known = _made_before(checkpoint, store, made_by)
     if known is not None:
         return known
     report.weights_prepared = True
@@ -81,11 +83,11 @@ def find_or_prepare(
         return PreparedWeights(None, "", arena)
 
 
-def _made_before(checkpoint: Checkpoint, store: Store, packing: Packing) -> PreparedWeights | None:
+def _made_before(checkpoint: Checkpoint, store: Store, made_by: dict[str, Any]) -> PreparedWeights | None:
     """Weights of this very checkpoint, prepared under other settings."""
     wanted = checkpoint_identity(checkpoint.identity())
     for binding in store.bindings():
-        same = binding.checkpoint == wanted and binding.factors.get("packing") == packing
+        same = binding.checkpoint == wanted and made_by.items() <= binding.factors.items()
         path: Path | None = store.prepared_path(binding.prepared) if same else None
         if path is not None:
             return PreparedWeights(path, binding.prepared, None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -10,12 +13,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from max import ConfigError
+from max.cache.binding import checkpoint_identity
 from max.compiler import native
 from max.compiler.weights import Packing, Weight, WeightTable, packed_bytes
 from max.runtime.arena import Arena
 from max.runtime.checkpoint import Checkpoint
+from max.runtime.preparation_report import Report
 from max.runtime.prepared import layout_of, load, prepare, prepare_into
-from max.runtime.weight_preparation import choose_packing
+from max.runtime.weight_preparation import choose_packing, find_or_prepare
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="the kernels were not built: no C++ compiler")
 QKV = Weight("qkv", (5, 41), ("q", "k", "v"), (33, 4, 4), transposed=True)
@@ -61,11 +66,17 @@ def test_without_kernels_everything_is_float32_in_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "library_path", lambda: None)
     source = checkpoint(tmp_path / "model", "BF16")
     assert choose_packing(None, source) == ""
     assert "compiler" in caplog.text
     with pytest.raises(ConfigError, match="kernels"):
         choose_packing("bfloat16", source)
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="a development machine may do without a compiler")
+def test_kernels_are_there_where_changes_are_judged() -> None:
+    assert native.library() is not None, native.how_to_get()
 
 
 def test_q8_0_refuses_widths_that_are_no_whole_blocks() -> None:
@@ -112,3 +123,17 @@ def test_packed_weights_multiply_as_the_checkpoint_s(tmp_path: Path, packing: Pa
     gate, up = x7 @ read(source, "gate").T, x7 @ read(source, "up").T
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=tolerance, atol=10 * tolerance)
     np.testing.assert_array_equal(views["norm"], read(source, "n"))
+
+
+@pytest.mark.parametrize("changed", [None, "packing", "kernels", "sources"])
+def test_weights_that_other_code_laid_out_are_made_anew(tmp_path: Path, changed: str | None) -> None:
+    source = checkpoint(tmp_path / "model", "F32")
+    factors = {"packing": "", "kernels": ["a_v1"], "sources": "0"}
+    before = factors | ({changed: "other"} if changed else {})
+    binding = SimpleNamespace(checkpoint=checkpoint_identity(source.identity()), factors=before, prepared="ab" * 32)
+    kept = tmp_path / "weights"
+    store: Any = SimpleNamespace(bindings=lambda: [binding], prepared_path=lambda identity: kept, writable=False)
+    report = Report()
+    found = find_or_prepare(TABLE, source, store, report, lambda *_: None, made_by=factors, keep=False)
+    assert found.file == (None if changed else kept)
+    assert report.weights_prepared == bool(changed)
