@@ -24,7 +24,10 @@ ISA_VARIABLE = "MAX_KERNELS_ISA"
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 """The instruction sets that the kernels are compiled for, least first; MAX_KERNELS_ISA forces one, "none" plain XLA."""
 
-HANDLERS = ("max_matmul_f32_v1", "max_matmul_bf16_v1", "max_matmul_q8_0_v1", "max_attention_v1", "max_argmax_v1")
+HANDLERS = (
+    *("max_matmul_f32_v1", "max_matmul_bf16_v1", "max_matmul_q8_0_v1"),
+    *("max_attention_v1", "max_argmax_v1", "max_logprobs_v1"),
+)
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 
 _ABI = 1
@@ -81,13 +84,20 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Logprobs(ctypes.Structure):
+    _fields_ = (
+        *((name, _pointer) for name in ("logits", "ids", "chosen", "top_ids", "top")),
+        *((name, _int64) for name in ("num_rows", "num_columns", "num_top")),
+    )
+
+
 class Library:
     """The loaded kernels; `library()` makes the one of the process."""
 
     def __init__(self, path: Path) -> None:
         """Loads `path`. Raises MaxError if it is of another version, ConfigError if MAX_KERNELS_ISA cannot be used."""
         self._lib = ctypes.CDLL(str(path))
-        for name in ("isa", "select", "pack", "matmul", "attention", "argmax"):
+        for name in ("isa", "select", "pack", "matmul", "attention", "argmax", "logprobs"):
             self._function(name).restype = ctypes.c_char_p
         self._function("packed_bytes").restype = _int64
         self._function("packed_bytes").argtypes = [ctypes.c_int, ctypes.c_int, _int64, _int64]
@@ -209,6 +219,30 @@ class Library:
         sizes = (_int64(size) for size in x.shape)
         _raise(self._function("argmax")(_pointer(_address(x, np.float32)), *sizes, _pointer(result.ctypes.data)))
         return result
+
+    def logprobs(self, logits: np.ndarray, ids: np.ndarray, num_top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The log-softmax of each row at its id and at its highest values, best first.
+
+        logits: (R, V) float32; ids: (R,) int32
+        Returns (R,) float32, (R, num_top) int32 and (R, num_top) float32. Raises ValueError for an id out of range.
+        """
+        rows, columns = logits.shape
+        if ids.shape != (rows,):
+            raise ValueError("there is one id per row")
+        chosen, top = np.empty(rows, np.float32), np.empty((rows, num_top), np.float32)
+        top_ids = np.empty((rows, num_top), np.int32)
+        call = _Logprobs(
+            logits=_address(logits, np.float32),
+            ids=_address(ids, np.int32),
+            chosen=chosen.ctypes.data,
+            top_ids=top_ids.ctypes.data,
+            top=top.ctypes.data,
+            num_rows=rows,
+            num_columns=columns,
+            num_top=num_top,
+        )
+        _raise(self._function("logprobs")(ctypes.byref(call)))
+        return chosen, top_ids, top
 
     def read(self, memory: np.ndarray) -> None:
         """Reads contiguous memory once, but for a tail below 512 bytes: the bound that a matmul is measured against."""

@@ -44,6 +44,18 @@ def argmax(x: jax.Array) -> jax.Array:
     return jax.ffi.ffi_call("max_argmax_v1", jax.ShapeDtypeStruct(x.shape[:1], jnp.int32))(x)
 
 
+def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`sampler.logprobs` in the kernel: the same arguments and results."""
+    rows = logits.shape[0]
+    results = (
+        jax.ShapeDtypeStruct((rows,), jnp.float32),
+        jax.ShapeDtypeStruct((rows, num_top), jnp.int32),
+        jax.ShapeDtypeStruct((rows, num_top), jnp.float32),
+    )
+    chosen, top_ids, top = jax.ffi.ffi_call("max_logprobs_v1", results)(logits, ids)
+    return chosen, top_ids, top
+
+
 def attention(
     qkv: jax.Array,
     pages: jax.Array,

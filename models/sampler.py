@@ -1,4 +1,5 @@
-"""The graphs that turn logits into token ids: `sample_greedy_r{R}` and `sample_full_r{R}`.
+"""The graphs behind a step's logits: `sample_greedy_r{R}` and `sample_full_r{R}` give token ids, `sample_logprobs_r{R}`
+their probabilities.
 
 No sort: thresholds of top-k and top-p are found by bisection over the ordered bit patterns of floats, and the token by
 the inverse of the cumulative distribution at one uniform number per row. That number comes from Threefry at counter
@@ -9,25 +10,29 @@ Sources: Threefry-2x32, Salmon et al., SC 2011; top-p, arXiv:1904.09751; min-p, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ..compiler import Graph, Module, TensorType
-from .kernels import argmax
+from . import kernels
+
+TOP_LOGPROBS = 20
+"""The most tokens whose probabilities are told beside the chosen one's, as in the OpenAI API."""
 
 _LANES = 128  # reductions run over this minor axis, which XLA:CPU vectorizes
 
 
 def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, *, use_kernels: bool = False) -> None:
-    """Adds both samplers of `rows` rows to the module; their ids, (max_batch,), can be `prev_ids` of any next step."""
+    """Adds the samplers of `rows` rows to the module; their ids, (max_batch,), can be `prev_ids` of any next step."""
 
     def filled(sample: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lambda *inputs: jnp.pad(sample(*inputs), (0, max_batch - rows))
 
     logits = TensorType("float32", (rows, vocab_size))
-    greedy = argmax if use_kernels else sample_greedy
+    greedy = kernels.argmax if use_kernels else sample_greedy
     Graph(f"sample_greedy_r{rows}", filled(greedy), {"logits": logits}, outputs=("ids",), module=module)
     column = {"temperature": "float32", "top_k": "int32", "top_p": "float32", "min_p": "float32"}
     column |= {f"{name}_penalty": "float32" for name in ("repetition", "frequency", "presence")}
@@ -41,6 +46,9 @@ def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, *, 
         "positions": TensorType("int32", (rows,)),
     }
     Graph(f"sample_full_r{rows}", filled(sample_full), inputs, outputs=("ids",), module=module)
+    name, inputs = f"sample_logprobs_r{rows}", {"logits": logits, "ids": TensorType("int32", (max_batch,))}
+    told = partial(kernels.logprobs if use_kernels else logprobs, num_top=min(TOP_LOGPROBS, vocab_size))
+    Graph(name, told, inputs, outputs=("chosen", "top_ids", "top"), module=module)
 
 
 def sample_greedy(logits: jax.Array) -> jax.Array:
@@ -87,6 +95,26 @@ def sample_full(
     greedy = sample_greedy(adjusted)
     drawn = _draw(adjusted, temperature, top_k, top_p, min_p, uniform(seeds, positions))
     return jnp.where(temperature > 0, drawn, greedy)
+
+
+def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The log-softmax of logits as the model gave them, at each row's id and at its highest values, best first.
+
+    logits: (R, V) float32, of which NaN counts as the lowest number; ids: (B,) int32, of which the first R count
+    Returns (R,) float32, and ids (R, num_top) int32 with their values (R, num_top) float32, all finite.
+    """
+    limit = float(jnp.finfo(jnp.float32).max)
+    x = jnp.nan_to_num(logits, nan=-limit, posinf=limit, neginf=-limit)
+    lanes = _lanes(x, -jnp.inf)
+    peak = _peak(lanes)
+    normalizer = jnp.log(_sum(jnp.exp(lanes - peak)))[:, None]
+
+    def normalized(values: jax.Array) -> jax.Array:
+        return jnp.maximum(values - peak[:, 0] - normalizer, -limit)
+
+    chosen = jnp.take_along_axis(x, ids[: x.shape[0], None], axis=1)
+    top, top_ids = lax.top_k(x, num_top)
+    return normalized(chosen)[:, 0], top_ids, normalized(top)
 
 
 def _draw(

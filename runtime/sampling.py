@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,6 +74,14 @@ class SampledRow:
     banned: Sequence[int] = ()
 
 
+class Logprobs(NamedTuple):
+    """Natural logarithms of probabilities, on the device: of each row's id (R,), and of its most likely ids (R, n)."""
+
+    chosen: Buffer
+    top_ids: Buffer
+    top: Buffer
+
+
 class Sampler:
     """Chooses between the greedy and the full graph, and fills the inputs of the latter."""
 
@@ -108,6 +117,13 @@ class Sampler:
             np.array([row.position for row in rows] + [0] * (count - len(rows)), np.int32),
         ]
         return self._models[f"sample_full_r{count}"](logits, *inputs)[0]
+
+    def logprobs(self, logits: Buffer, ids: Buffer) -> Logprobs:
+        """How likely the model holds ids, before any setting of a request, and what it holds likeliest, best first.
+
+        logits: (R, V); ids: (max_batch,) as `sample` gives them, of which the first R count
+        """
+        return Logprobs(*self._models[f"sample_logprobs_r{logits.shape[0]}"](logits, ids))
 
     def _bias(self, rows: Sequence[SampledRow], count: int) -> np.ndarray | Buffer:
         if not any(row.params.bias or row.banned for row in rows):

@@ -93,8 +93,28 @@ ffi::Error argmax_handler(F32Matrix x, ffi::Result<IndexVector> result) {
   return reported(argmax(x.typed_data(), dims[0], dims[1], result->typed_data()));
 }
 
+// ids (B,) with B at least the rows of logits: those of the sampler, whose last ones may stand for no row.
+ffi::Error logprobs_handler(F32Matrix logits, IndexVector ids, ffi::Result<ffi::Buffer<ffi::F32, 1>> chosen,
+                            ffi::Result<Table> top_ids, ffi::Result<F32Matrix> top) {
+  const auto dims = logits.dimensions(), top_dims = top->dimensions();
+  const bool fits = ids.dimensions()[0] >= dims[0] && chosen->dimensions()[0] == dims[0] && top_dims[0] == dims[0] &&
+                    top_ids->dimensions()[0] == dims[0] && top_ids->dimensions()[1] == top_dims[1];
+  if (!fits) return reported("the arguments of the log probabilities do not fit each other");
+  return reported(logprobs({logits.typed_data(), ids.typed_data(), chosen->typed_data(), top_ids->typed_data(),
+                            top->typed_data(), dims[0], dims[1], top_dims[1]}));
+}
+
 auto matmul_binding() {
   return ffi::Ffi::Bind().Arg<F32Buffer>().Arg<Bytes>().RemainingArgs().Ret<F32Buffer>().Attr<int64_t>("epilogue");
+}
+
+auto logprobs_binding() {
+  return ffi::Ffi::Bind()
+      .Arg<F32Matrix>()                    // logits (R, V)
+      .Arg<IndexVector>()                  // ids (B,)
+      .Ret<ffi::Buffer<ffi::F32, 1>>()     // of the ids (R,)
+      .Ret<Table>()                        // ids of the highest (R, n)
+      .Ret<F32Matrix>();                   // theirs (R, n)
 }
 
 auto attention_binding() {
@@ -118,3 +138,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_bf16_v1, matmul_handler<Encoding::kBf16
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q8_0_v1, matmul_handler<Encoding::kQ8_0>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v1, attention_handler, attention_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v1, logprobs_handler, logprobs_binding());

@@ -24,6 +24,7 @@ static inline __m256 load_bf16(const uint16_t* p) {
 static inline __m256 load_int8(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
+static inline uint32_t lane_bits(__m256i lanes) { return _mm256_movemask_ps(_mm256_castsi256_ps(lanes)); }
 
 #include "vector.h"
 #include "tile.h"
@@ -31,6 +32,8 @@ static inline __m256 load_int8(const int8_t* p) {
 #include "matmul_widened.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
+#include "top_values.h"
+#include "logprobs_row.h"
 #include "memory_read.h"
 
 }  // namespace avx2
@@ -44,6 +47,7 @@ const Kernels kAvx2Kernels = {
     avx2::write_token,
     avx2::attend,
     avx2::argmax_row,
+    avx2::logprobs_row,
     avx2::read_memory,
 };
 

@@ -24,6 +24,7 @@ static inline __m512 load_bf16(const uint16_t* p) {
 static inline __m512 load_int8(const int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+static inline uint32_t lane_bits(__m512i lanes) { return _mm512_movepi32_mask(lanes); }
 
 #include "vector.h"
 #include "tile.h"
@@ -31,6 +32,8 @@ static inline __m512 load_int8(const int8_t* p) {
 #include "matmul_widened.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
+#include "top_values.h"
+#include "logprobs_row.h"
 #include "memory_read.h"
 
 }  // namespace avx512
@@ -44,6 +47,7 @@ const Kernels kAvx512Kernels = {
     avx512::write_token,
     avx512::attend,
     avx512::argmax_row,
+    avx512::logprobs_row,
     avx512::read_memory,
 };
 

@@ -24,12 +24,15 @@ static inline __m512 load_bf16(const uint16_t* p) {
 static inline __m512 load_int8(const int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+static inline uint32_t lane_bits(__m512i lanes) { return _mm512_movepi32_mask(lanes); }
 
 #include "vector.h"
 #include "tile.h"
 #include "matmul_panel.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
+#include "top_values.h"
+#include "logprobs_row.h"
 #include "memory_read.h"
 
 // x is in pairs of bfloat16, each as wide as a float: strides and inputs of the tile count pairs.
@@ -100,6 +103,7 @@ const Kernels kAvx512Bf16Kernels = {
     avx512_bf16::write_token,
     avx512_bf16::attend,
     avx512_bf16::argmax_row,
+    avx512_bf16::logprobs_row,
     avx512_bf16::read_memory,
 };
 

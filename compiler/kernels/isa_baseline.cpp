@@ -5,6 +5,8 @@
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <xmmintrin.h>
 #endif
 
 namespace max_kernels {
@@ -32,6 +34,13 @@ static inline FourFloats load_int8(const int8_t* p) {
   const FourInts wide = {p[0], p[1], p[2], p[3]};
   return __builtin_convertvector(wide, FourFloats);
 }
+static inline uint32_t lane_bits(FourInts lanes) {
+#if defined(__SSE2__)
+  return _mm_movemask_ps(reinterpret_cast<__m128>(lanes));
+#else
+  return (lanes[0] & 1) | (lanes[1] & 2) | (lanes[2] & 4) | (lanes[3] & 8);
+#endif
+}
 
 #include "vector.h"
 #include "tile.h"
@@ -39,6 +48,8 @@ static inline FourFloats load_int8(const int8_t* p) {
 #include "matmul_widened.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
+#include "top_values.h"
+#include "logprobs_row.h"
 #include "memory_read.h"
 
 }  // namespace baseline
@@ -52,6 +63,7 @@ const Kernels kBaselineKernels = {
     baseline::write_token,
     baseline::attend,
     baseline::argmax_row,
+    baseline::logprobs_row,
     baseline::read_memory,
 };
 

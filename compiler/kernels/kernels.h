@@ -93,4 +93,18 @@ std::string attention(const Attention& call);
 // The index of each row's first highest value, NaN being the highest. x: (num_rows, num_columns); result: (num_rows,)
 std::string argmax(const float* x, int64_t num_rows, int64_t num_columns, int32_t* result);
 
+// Log-softmax of each row of (num_rows, num_columns) logits, at the row's own id and at its highest values, of which
+// the first of equal ones come first. NaN counts as the lowest number.
+struct Logprobs {
+  const float* logits;
+  const int32_t* ids;  // (num_rows,)
+  float* chosen;       // (num_rows,)
+  int32_t* top_ids;    // (num_rows, num_top)
+  float* top;          // (num_rows, num_top)
+  int64_t num_rows;
+  int64_t num_columns;
+  int64_t num_top;  // at most num_columns
+};
+std::string logprobs(const Logprobs& call);
+
 }  // namespace max_kernels

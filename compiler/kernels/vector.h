@@ -1,8 +1,9 @@
 // Vectors of kLanes floats, for the instruction set that the including file is compiled for.
 //
 // Included once per instruction set, inside its namespace and behind its target pragma; needs kLanes,
-// multiply_add(), load_bf16() and load_int8(). Nothing of the standard library may be instantiated there: the linker would keep one copy of
-// it, perhaps that of the largest instruction set, for everybody.
+// multiply_add(), load_bf16(), load_int8() and lane_bits(), a comparison's lanes as bits. Nothing of the standard library
+// may be instantiated there: the linker would keep one copy of it, perhaps that of the largest instruction set, for
+// everybody.
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));

@@ -129,6 +129,29 @@ void check_argmax() {
   }
 }
 
+void check_logprobs() {
+  for (int64_t columns : {1, 17, 1500}) {
+    const int64_t top = columns < 20 ? columns : 20;
+    const Floats x = random_floats(2 * columns, 5);
+    const std::vector<int32_t> ids{0, static_cast<int32_t>(columns - 1)};
+    Floats chosen(2, NAN), best(2 * top, NAN);
+    std::vector<int32_t> best_ids(2 * top, -1);
+    const std::string problem =
+        logprobs({x.data(), ids.data(), chosen.data(), best_ids.data(), best.data(), 2, columns, top});
+    bool close = problem.empty();
+    for (int64_t r = 0; r < 2; ++r) {
+      double sum = 0;
+      for (int64_t i = 0; i < columns; ++i) sum += std::exp(double(x[r * columns + i]));
+      close &= std::abs(chosen[r] - (x[r * columns + ids[r]] - std::log(sum))) < 1e-5;
+      for (int64_t i = 0; i < top; ++i) {
+        close &= std::abs(best[r * top + i] - (x[r * columns + best_ids[r * top + i]] - std::log(sum))) < 1e-5;
+        close &= i == 0 || best[r * top + i] <= best[r * top + i - 1];
+      }
+    }
+    expect(close, "log probabilities are close to float64", kernels()->name);
+  }
+}
+
 void check_loops() {
   std::vector<int> seen(1000);
   for (int round = 0; round < 200; ++round) parallel_for(1000, [&](int64_t i) { ++seen[i]; });
@@ -183,6 +206,7 @@ int main(int count, char** arguments) {
     check_matmul(Encoding::kQ8_0, 1, 32, 5);
     check_matmul(Encoding::kQ8_0, 13, 96, 47);
     check_argmax();
+    check_logprobs();
     for (bool bf16 : {false, true}) {
       check_attention(20, bf16);
       check_attention(64, bf16);

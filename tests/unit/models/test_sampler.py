@@ -160,7 +160,7 @@ def test_rounding_never_leads_to_a_token_without_weight():
 def test_graphs_take_rows_and_fill_the_batch():
     module = Module("samplers")
     add_samplers(module, rows=2, vocab_size=10, max_batch=5)
-    assert list(module.graphs) == ["sample_greedy_r2", "sample_full_r2"]
+    assert list(module.graphs) == ["sample_greedy_r2", "sample_full_r2", "sample_logprobs_r2"]
     logits = normal(8, 2, 10)
     graph = module.graphs["sample_greedy_r2"]
     assert graph.inputs == {"logits": TensorType("float32", (2, 10))}

@@ -113,3 +113,11 @@ def test_rows_of_the_full_graph():
 def test_without_penalties_nothing_is_counted():
     models = sampled(SampledRow(SamplingParams(), [1, 1], [2], 3))
     assert not any(array.any() for array in models.inputs[:3])
+
+
+def test_log_probabilities_are_asked_for_logits_and_ids():
+    models = Recorder()
+    ids = Buffer(np.zeros(4, np.int32), "int32", (4,))
+    models["sample_logprobs_r2"] = lambda *inputs: [*inputs, "top"]
+    logits = Buffer(None, "float32", (2, 8))
+    assert Sampler(models, vocab_size=8).logprobs(logits, ids) == (logits, ids, "top")
