@@ -1,6 +1,6 @@
 """Keys: everything that decides what a compiled artifact contains, and one digest over all of it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -84,15 +84,16 @@ def _flat(factors: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def source_digest(paths: Iterable[Path]) -> str:
+def source_digest(paths: Iterable[Path], without: Collection[Path] = ()) -> str:
     """Returns one digest (32 hex digits) over the Python and C++ sources in `paths`, which are folders or files.
 
+    without: folders whose sources do not count
     Names count relative to their folder and contents in full; times, modes and the folders' own places do not.
     Raises: CacheError when a path has no sources, as a digest over nothing would never change.
     """
     sources = []
     for path in paths:
-        found = [(path.name, path)] if path.is_file() else list(_sources_below(path))
+        found = [(path.name, path)] if path.is_file() else list(_sources_below(path, without))
         if not found:
             raise CacheError(f"{path} holds no source files", "reinstall the package with its sources")
         try:
@@ -102,8 +103,10 @@ def source_digest(paths: Iterable[Path]) -> str:
     return xxhash.xxh3_128_hexdigest(canonical_json(sorted(sources)))
 
 
-def _sources_below(folder: Path) -> Iterable[tuple[str, Path]]:
+def _sources_below(folder: Path, without: Collection[Path]) -> Iterable[tuple[str, Path]]:
     for file in folder.rglob("*"):
+        if any(left_out in file.parents for left_out in without):
+            continue
         relative = file.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         if file.suffix in _SOURCE_SUFFIXES and not hidden and file.is_file():

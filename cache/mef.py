@@ -1,12 +1,13 @@
 """MEF v1, the container of one compiled model: a header, sections and a table of contents that names and guards them.
 
-    0        header, 4 KiB: magic, version, sizes, where the table is and its sha256
+    0        header, 4 KiB: magic, version, sizes, where the table is and its sha256, and a sha256 of all that
     4096     sections, each at a multiple of 4 KiB (native code: 64 KiB), zeros between them
     at end   table of contents, canonical JSON: a list of sections
 
-All integers are little-endian. The artifact's id is the sha256 of the table; the table has the sha256 of each section's
-stored bytes; so the id stands for the content. A file is read with pread rather than through a mapping: a file that
-shrinks under a mapping kills the process, a short read is an error like any other.
+All integers are little-endian; docs/mef.md has the format byte by byte. The artifact's id is the sha256 of the table;
+the table has the sha256 of each section's stored bytes; so the id stands for the content. A file is read with pread
+rather than through a mapping: a file that shrinks under a mapping kills the process, a short read is an error like any
+other.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from .. import CacheError
 from .canonical import canonical_json
 from .folder import retrying
 
-VERSION = (1, 0)
+VERSION = (1, 1)
 MAGIC = b"\x89MEF\r\n\x1a\n"  # as PNG's: shows a transfer that changed line ends or cut the eighth bit
 HEADER_BYTES = 4096
 SECTION_ALIGNMENT = 4096
@@ -43,10 +44,10 @@ MEMORY = "memory"  # bytes of arguments, results and temporaries
 COST = "cost"  # flops and bytes moved
 PROBE = "probe"  # a seeded input and the expected output
 PROVENANCE = "provenance"  # versions, flags, command, seconds
-SIGNATURE = "signature"  # reserved: an ed25519 signature over the artifact id
 
 # magic, major, minor, header bytes, file bytes, table offset, table bytes, table sha256, optional and critical flags
 _HEADER = struct.Struct("<8sHHIQQQ32sII")
+_HEADER_DIGEST = slice(_HEADER.size, _HEADER.size + 32)  # the sha256 of the bytes before it
 _KNOWN_CRITICAL_FLAGS = 0
 _PIECE_BYTES = 1 << 20
 _HINT = "it will be compiled again; delete the file if this message comes back"
@@ -116,7 +117,7 @@ class MefWriter:
             MAGIC, *VERSION, HEADER_BYTES, self._end + len(toc), self._end, len(toc), digest.digest(), 0, 0
         )
         self._file.seek(0)
-        self._file.write(header)
+        self._file.write(header + hashlib.sha256(header).digest())
         if self._owned:
             self._file.close()
         return digest.hexdigest()
@@ -188,6 +189,15 @@ class Mef:
             self._fail(f"has a section {_label(section)} in the unknown codec {section.codec!r}")
         return self._unpacked(section, stored)
 
+    def check(self) -> None:
+        """Reads the whole file: every section's hash, and that nothing stands between them. Raises: CacheError."""
+        end = HEADER_BYTES
+        for section in sorted(self._sections, key=lambda section: section.offset):
+            self._check_padding(end, section.offset)
+            self.read(section)
+            end = section.offset + section.stored_bytes
+        self._check_padding(end, self._table_offset)
+
     def json(self, kind: str, name: str = "", target: str = "") -> Any:
         """Returns the parsed JSON section of that kind, name and target. Raises: CacheError when absent or damaged."""
         section = self.find(kind, name, target)
@@ -201,19 +211,25 @@ class Mef:
     def _read_table(self) -> tuple[str, list[Section]]:
         if self._size < HEADER_BYTES:
             self._fail("is truncated: it is shorter than a header")
-        magic, major, minor, header, size, offset, length, digest, _, critical = _HEADER.unpack(
-            self._bytes(0, _HEADER.size)
-        )
+        head = self._bytes(0, HEADER_BYTES)
+        magic, major, minor, header, size, offset, length, digest, _, critical = _HEADER.unpack_from(head)
         if magic != MAGIC:
             self._fail("is not a MEF file")
-        if major != VERSION[0]:
-            self._fail(f"has format {major}.{minor}, and this version reads {VERSION[0]}.x")
+        if major != VERSION[0] or minor < VERSION[1]:
+            self._fail(
+                f"has format {major}.{minor}, and this version reads {VERSION[0]}.x from {VERSION[0]}.{VERSION[1]}"
+            )
+        if head[_HEADER_DIGEST] != hashlib.sha256(head[: _HEADER.size]).digest():
+            self._fail("has a damaged header")
+        if minor == VERSION[1] and any(head[_HEADER_DIGEST.stop :]):
+            self._fail("has a damaged header")
         if critical & ~_KNOWN_CRITICAL_FLAGS:
             self._fail(f"needs features that this version does not have (flags {critical:#x})")
         if size != self._size:
             self._fail(f"has {self._size} bytes, and its header says {size}")
-        if header < HEADER_BYTES or offset < header or offset + length > size:
+        if header < HEADER_BYTES or offset < header or offset + length != size:
             self._fail("has a header that points outside the file")
+        self._table_offset = offset
         toc = self._bytes(offset, length)
         found = hashlib.sha256(toc)
         if found.digest() != digest:
@@ -259,6 +275,12 @@ class Mef:
         if len(raw) != section.raw_bytes:
             self._fail(f"has a section {_label(section)} that is not {section.raw_bytes} bytes long")
         return bytes(raw)
+
+    def _check_padding(self, start: int, stop: int) -> None:
+        if start > stop:
+            self._fail("has sections that overlap")
+        if any(self._bytes(start, stop - start)):
+            self._fail(f"has something between its sections, at byte {start}")
 
     def _fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
         raise CacheError(f"{self._origin} {what}", _HINT) from cause

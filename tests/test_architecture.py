@@ -115,6 +115,14 @@ def test_the_runtime_reaches_models_on_a_miss_only() -> None:
     assert not [str(found) for found in eager]
 
 
+def test_no_graph_depends_on_what_the_key_leaves_out() -> None:
+    """models/builtin is not part of the sources' digest, so nothing that makes graphs may import it."""
+    users = [
+        f for f in INTERNAL if own_folder(f) in ("cache", "compiler", "models") and "max.models.builtin" in f.module
+    ]
+    assert not [str(found) for found in users if found.path.parent.name != "builtin"]
+
+
 def test_the_cache_imports_no_array_library() -> None:
     banned = HEAVY | {"numpy"}
     assert not [str(f) for f in EXTERNAL if own_folder(f) == "cache" and f.module.partition(".")[0] in banned]

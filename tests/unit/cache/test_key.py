@@ -79,6 +79,16 @@ def test_source_digest_follows_content_and_names_only(tmp_path):
     assert source_digest([first]) != digest
 
 
+def test_source_digest_leaves_out_what_it_is_told_to(tmp_path):
+    folder = make_sources(tmp_path)
+    digest = source_digest([folder], without=[folder / "inner"])
+    assert digest != source_digest([folder])
+    (folder / "inner" / "kernel.cpp").write_text("changed")
+    assert source_digest([folder], without=[folder / "inner"]) == digest
+    (folder / "llama.py").write_text("changed")
+    assert source_digest([folder], without=[folder / "inner"]) != digest
+
+
 def test_source_digest_does_not_confuse_a_name_with_content(tmp_path):
     for name, parts in {"a": ("x", "yz"), "b": ("xy", "z")}.items():
         (tmp_path / name / "m").mkdir(parents=True)
