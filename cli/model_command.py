@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from ..cache.config import CacheConfig
-from ..cache.store import Store
 from ..compiler.config import CompileConfig
 from ..compiler.dump import Dump, dump_folder
 from ..compiler.target import Target
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import BatchConfig, ModelConfig
-from ..runtime.preparation import Preparation, Progress, TextFacts, unchecked
+from ..runtime.preparation import Preparation, Progress, unchecked
+from ..serve.pipeline import PipelineConfig, preparation_of
 from ..serve.text_side import TextSide
 from .resolution import Settings
-from .sections import PIPELINE_SECTIONS
 
 # Not imported from models/builtin: a warm start loads nothing of models/.
 _BUILT_IN = Path(__file__).resolve().parent.parent / "models" / "builtin"
@@ -31,6 +30,16 @@ def model_folder(model: ModelConfig) -> Path:
     return _BUILT_IN
 
 
+def pipeline_of(settings: Settings) -> PipelineConfig:
+    """The settings that a pipeline is made from."""
+    return PipelineConfig(
+        model=settings.of(ModelConfig),
+        compiling=settings.of(CompileConfig),
+        batch=settings.of(BatchConfig),
+        cache=settings.of(CacheConfig),
+    )
+
+
 def make_preparation(
     settings: Settings,
     checkpoint: Checkpoint,
@@ -42,28 +51,17 @@ def make_preparation(
     check: Callable[[int, int], None] = unchecked,
 ) -> Preparation:
     """A preparation of this model under these settings, for `target` or else the device that they name."""
-    config = settings.of(CompileConfig)
     dump = Dump(dump_folder())
     if dump.enabled:
         click.echo(f"writing every stage of the IR to {dump.folder}", err=True)
-    return Preparation(
+    pipeline = pipeline_of(settings)
+    return preparation_of(
+        pipeline,
         checkpoint,
-        Store.open(settings.of(CacheConfig)),
-        settings.of(ModelConfig),
-        settings.of(BatchConfig),
-        target or config.target(),
-        use_subgraphs=config.use_subgraphs,
-        settings=[settings.of(section) for section in PIPELINE_SECTIONS],
-        text=_facts(text),
-        progress=progress,
+        lambda: text,
+        progress,
+        target=target,
         dump=dump,
         keep_weights=keep_weights,
         check=check,
     )
-
-
-def _facts(text: TextSide) -> TextFacts:
-    defaults = text.defaults
-    names: Sequence[str] = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
-    generation = {name: value for name in names if (value := getattr(defaults, name)) is not None}
-    return TextFacts(text.files, sorted(defaults.stop_token_ids), generation)

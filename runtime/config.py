@@ -94,3 +94,19 @@ class SamplingConfig(Section):
 
     ignore_eos: bool = setting(False, compiles=False)
     """Go on when the model ends its answer, until --max-new-tokens or a --stop."""
+
+
+class QueueConfig(Section):
+    """How many requests may wait."""
+
+    max_queue_size: int | None = setting(None, compiles=False, ge=0)
+    """Requests that may wait before the scheduler's own queue; one more is refused with 429 [default: any number]."""
+
+    max_pending_requests: int | None = setting(None, compiles=False, ge=1)
+    """Requests that the scheduler's own queue takes, at most; the others wait before it, where --max-queue-size
+    bounds them [default: any number, or none where --max-queue-size is given]."""
+
+    @property
+    def max_waiting(self) -> int | None:
+        """Requests that may wait in all, None for any number."""
+        return None if self.max_queue_size is None else self.max_queue_size + (self.max_pending_requests or 0)

@@ -113,6 +113,13 @@ class State:
     def keep(self, spec: TensorSpec, array: xla.Buffer) -> None:
         self._arrays[spec.name] = array
 
+    def check(self) -> None:
+        """Waits for the tensors; raises MaxError when one was lost in a call that failed, or came out of one."""
+        arrays = list(self._arrays.values())
+        if any(array is None for array in arrays):
+            raise MaxError("the state was lost in a call that failed", "Load the models anew.")
+        xla.wait(arrays)
+
 
 class Model:
     """One loaded graph."""

@@ -77,18 +77,19 @@ class Preparation:
         *,
         use_subgraphs: bool = True,
         settings: Sequence[Section] = (),
-        text: TextFacts | None = None,
+        text: Callable[[], TextFacts] = TextFacts,
         progress: Progress = _silent,
         dump: Dump | None = None,
         keep_weights: bool = False,
         check: Callable[[int, int], None] = unchecked,
     ) -> None:
         """settings: every section whose classified fields join the key; keep_weights: fill an arena as well when
-        weights have to be prepared, so that a start that goes on to run need not read them back; check: called with
-        the size of the context and of the vocabulary before anything is compiled or prepared, and may raise."""
+        weights have to be prepared, so that a start that goes on to run need not read them back; text: called where a
+        binding is written; check: called with the size of the context and of the vocabulary before anything is
+        compiled or prepared, and may raise."""
         self.store, self.model, self.batch, self.target = store, model, batch, target
         self.use_subgraphs, self.settings = use_subgraphs, settings
-        self.text, self.progress, self.dump = text or TextFacts(), progress, dump or Dump()
+        self.text, self.progress, self.dump = text, progress, dump or Dump()
         self.keep_weights, self.check = keep_weights, check
         self.report = Report()
         self.checkpoint = checkpoint
@@ -249,6 +250,7 @@ class Preparation:
         return buffer.getvalue()
 
     def _bind(self, key: Key, artifact: Mef, prepared_id: str, limits: Limits) -> None:
+        text = self.text()
         try:
             binding = Binding(
                 digest=self._binding_digest,
@@ -257,9 +259,9 @@ class Preparation:
                 checkpoint=checkpoint_identity(self.checkpoint.identity()),
                 mef=artifact.id,
                 prepared=prepared_id,
-                files=tuple(BoundFile.of(path) for path in self.text.files),
-                stop_token_ids=tuple(self.text.stop_token_ids),
-                generation=self.text.generation,
+                files=tuple(BoundFile.of(path) for path in text.files),
+                stop_token_ids=tuple(text.stop_token_ids),
+                generation=text.generation,
                 max_length=limits.max_length,
                 architecture=self.checkpoint.architecture,
                 created=time.time(),

@@ -105,5 +105,10 @@ class Scheduler:
         sequence.row = -1
 
     @property
+    def num_waiting(self) -> int:
+        """Requests beyond those that the next step may take up: there is no row for them."""
+        return max(0, len(self.waiting) - len(self._free_rows))
+
+    @property
     def is_idle(self) -> bool:
         return not self.running and not self.waiting

@@ -24,31 +24,45 @@ from .session import CompiledModels, InferenceSession
 
 @dataclass(frozen=True)
 class Started:
-    """A running engine, what its preparation did, and the seconds that loading code and weights took."""
+    """A running engine, what it was made from, and the seconds that loading code and weights took."""
 
     engine: Engine
-    report: Report
+    prepared: Prepared
     load_seconds: float
+    executables: Executables
+
+    @property
+    def report(self) -> Report:
+        return self.prepared.report
+
+    def load_rest(self) -> None:
+        """Loads the executables that no request has needed yet, those of small steps first; raises CacheError."""
+        limits = self.prepared.limits
+        graphs = [f"sample_{kind}_r{rows}" for kind in ("greedy", "full") for rows in limits.row_buckets]
+        graphs += [f"step_t{tokens}_r{rows}" for tokens in limits.token_buckets for rows in limits.logit_rows(tokens)]
+        graphs += self.prepared.compiled.graphs  # and whatever else there is
+        for graph in graphs:
+            for name, _ in self.prepared.compiled.graphs[graph].calls:
+                self.executables.load(name)
 
 
-def start(prepare: Callable[[], Prepared], store: Store, prompt_tokens: int = 1) -> Started:
+def start(
+    prepare: Callable[[], Prepared], store: Store, prompt_tokens: int = 1, *, max_waiting: int | None = None
+) -> Started:
     """Prepares and loads; the executables of decoding and of a prompt of this length first, others when needed.
 
     prepare: called once, and once more when what the store gave turns out to be damaged
     """
     found = prepare()
-    started = time.perf_counter()
     try:
-        engine = _load(found, store, prompt_tokens)
+        return _load(found, store, prompt_tokens, max_waiting)
     except CacheError:
-        found = prepare()
-        started = time.perf_counter()
-        engine = _load(found, store, prompt_tokens)
-    return Started(engine, found.report, time.perf_counter() - started)
+        return _load(prepare(), store, prompt_tokens, max_waiting)
 
 
-def _load(found: Prepared, store: Store, prompt_tokens: int) -> Engine:
+def _load(found: Prepared, store: Store, prompt_tokens: int, max_waiting: int | None) -> Started:
     """Loads code and weights at once; raises CacheError for damaged ones, which are set aside by then."""
+    started = time.perf_counter()
     compiled, limits = found.compiled, found.limits
     executables, state = Executables(compiled.load_executable), State()
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
@@ -69,7 +83,8 @@ def _load(found: Prepared, store: Store, prompt_tokens: int) -> Engine:
             raise
         pages.result()
         models = InferenceSession().init_all(compiled, arrays, executables, state)
-    return Engine(models, limits, compiled.vocab_size)
+    engine = Engine(models, limits, compiled.vocab_size, max_waiting=max_waiting, check_state=state.check)
+    return Started(engine, found, time.perf_counter() - started, executables)
 
 
 def _first_needed(compiled: CompiledModels, limits: Limits, prompt_tokens: int) -> list[str]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Literal, Protocol
 
+from .. import CapacityError
 from .messages import Loading, Ready, StartFailed, StepStats, Submit, Tokens
 
 State = Literal["starting", "ready", "draining", "restarting", "failed"]
+
+
+class EngineUnavailable(CapacityError):
+    """The engine takes no requests now: it starts, restarts, is about to stop, or has failed."""
 
 
 class EnginePort(Protocol):
@@ -29,8 +34,9 @@ class EnginePort(Protocol):
     def generate(self, request: Submit) -> AsyncIterator[list[Tokens]]:
         """The tokens of a request as they come; messages that piled up while the caller was away come together.
 
-        Raises MaxError: RequestError for a request the engine refuses, CapacityError when the queue is full or the
-        engine does not take requests now, MaxError of kind internal when the worker died or failed.
+        Raises MaxError: RequestError for a request the engine refuses, CapacityError when the queue is full,
+        EngineUnavailable when the engine does not take requests now, MaxError of kind internal when the worker died
+        or failed.
         Closing the iterator early aborts the request: its pages are free within one step.
         """
         ...

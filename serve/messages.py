@@ -1,10 +1,15 @@
-"""What the API process and the engine worker say to each other: msgspec structs, tagged, packed as MessagePack."""
+"""What the API process and the engine worker say to each other: msgspec structs, tagged, packed as MessagePack.
+
+A frame between them is a list of such messages: what a step of the engine gives one client travels as one.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import msgspec
+
+from .. import Kind
 
 MAX_TOP_LOGPROBS = 20
 """The most alternatives per token that a request may ask for, as in the OpenAI API."""
@@ -60,10 +65,8 @@ class ResetPrefixCache(Message, frozen=True):
     """Forget the pages that no request uses; answered with PrefixCacheReset."""
 
 
-class Shutdown(Message, frozen=True):
-    """Take no new requests, finish those in work within so many seconds, abort the rest, and exit."""
-
-    drain_s: float
+class Hello(Message, frozen=True):
+    """A client has come: answered with what the worker does now, Loading or Ready, and told what follows."""
 
 
 # From the worker to the API
@@ -92,7 +95,7 @@ class Ended(Message, frozen=True):
 
     id: str
     how: Literal["aborted", "rejected", "failed"]
-    kind: Literal["user", "capacity", "internal"] = "internal"
+    kind: Kind = "internal"
     message: str = ""
     hint: str = ""
 
@@ -106,7 +109,9 @@ class PrefixCacheReset(Message, frozen=True):
 class Ready(Message, frozen=True):
     """The worker answers requests from now on.
 
-    seconds: what each part of the start took: spawn, build, compile, init, total (labels of maxserve.model_load_time)
+    seconds: what each part of the start took (labels of maxserve.model_load_time): spawn, until the worker's first
+             line ran; build, finding or preparing artifact and weights; compile, of which none on a warm start; init,
+             loading code and weights; total
     artifact_source: "cache" or "compiled", with the reason; artifact: the MEF's path
     """
 
@@ -125,7 +130,7 @@ class Ready(Message, frozen=True):
 class StartFailed(Message, frozen=True):
     """The worker cannot start; it exits after this. The fields are those of a MaxError."""
 
-    kind: Literal["user", "capacity", "internal"]
+    kind: Kind
     message: str
     hint: str
 
@@ -156,5 +161,5 @@ class StepStats(Message, frozen=True):
     total_cache_miss_tokens: int
 
 
-ToWorker = Submit | Abort | ResetPrefixCache | Shutdown
+ToWorker = Hello | Submit | Abort | ResetPrefixCache
 FromWorker = Tokens | Ended | PrefixCacheReset | Ready | StartFailed | Loading | StepStats

@@ -1,0 +1,178 @@
+"""The worker's loop: takes what clients ask, computes a step, says what came of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal, NoReturn
+
+from .. import CapacityError, MaxError
+from ..runtime.engine import Engine, StepFailed, StepReport, Token
+from ..runtime.request import Request
+from ..runtime.sampling import SamplingParams
+from .messages import (
+    Abort,
+    Ended,
+    Hello,
+    Loading,
+    PrefixCacheReset,
+    Ready,
+    ResetPrefixCache,
+    Sampling,
+    StartFailed,
+    StepStats,
+    Submit,
+    Tokens,
+    ToWorker,
+)
+from .worker_link import WorkerLink
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Runs an engine for the clients of a link.
+
+    A request's name in the engine is its client's, a colon, and its own: clients do not know of one another.
+    """
+
+    def __init__(self, link: WorkerLink) -> None:
+        self.news: Loading | Ready | StartFailed | None = None
+        """What every client has been told about the start."""
+        self._engine: Engine | None = None
+        self._link = link
+        self._clients: list[bytes] = []
+        """In the order of their coming; the first one is told of every step."""
+
+    def announce(self, news: Loading | Ready | StartFailed) -> None:
+        """Tells all clients how the start goes, and those that come later."""
+        self.news = news
+        for client in self._clients:
+            self._link.say(client, news)
+
+    def open(self, engine: Engine) -> None:
+        """Takes requests for this engine from now on."""
+        self._engine = engine
+
+    def run(self) -> NoReturn:
+        """Works for ever; raises StepFailed when a step has taken the pages with it."""
+        assert self._engine is not None
+        while True:
+            self.turn(None if self._engine.is_idle else 0)
+
+    def turn(self, wait_ms: int | None) -> None:
+        """Takes what has come, at most after so long a wait, and computes one step."""
+        try:
+            for client, message in self._link.receive(wait_ms):
+                self._take(client, message)
+            if self._engine is not None:
+                self._step(self._engine)
+        finally:
+            for gone in self._link.flush():
+                self._forget(gone)
+
+    def _step(self, engine: Engine) -> None:
+        try:
+            for token in engine.step():
+                self._say_token(token)
+            self._say_step(engine)
+        except StepFailed as failure:
+            logger.error("a step failed: %s", failure, exc_info=failure.__cause__)
+            for name in failure.request_ids:
+                self._say_ended(name, "failed", failure)
+            if not failure.is_sound:
+                raise
+
+    def _take(self, client: bytes, message: ToWorker) -> None:
+        match message:
+            case Hello():
+                self._clients.append(client)
+                if self.news is not None:
+                    self._link.say(client, self.news)
+            case Submit():
+                self._submit(client, message)
+            case Abort():
+                if self._engine is not None and self._engine.abort(_name(client, message.id)):
+                    self._link.say(client, Ended(message.id, "aborted"))
+            case ResetPrefixCache():
+                self._link.say(client, PrefixCacheReset(0))
+
+    def _submit(self, client: bytes, message: Submit) -> None:
+        name = _name(client, message.id)
+        try:
+            if self._engine is None:
+                raise CapacityError("the engine is still starting", "Try again in a few seconds.")
+            self._engine.add(_request(name, message))
+        except MaxError as error:
+            self._say_ended(name, "rejected", error)
+        except Exception as error:  # whatever a request holds, it must not end the others
+            logger.exception("a request cannot be taken")
+            self._say_ended(name, "failed", MaxError(f"internal error: {type(error).__name__}: {error}"))
+
+    def _say_token(self, token: Token) -> None:
+        client, id = _parts(token.request_id)
+        self._link.say(client, Tokens(id, [token.id], None, token.finish_reason))
+
+    def _say_ended(self, name: str, how: Literal["rejected", "failed"], error: MaxError) -> None:
+        client, id = _parts(name)
+        self._link.say(client, Ended(id, how, error.kind, error.message, error.hint))
+
+    def _say_step(self, engine: Engine) -> None:
+        report = engine.stats.take_last_step()
+        if report is not None and self._clients:
+            self._link.say(self._clients[0], _step_stats(engine, report))
+
+    def _forget(self, client: bytes) -> None:
+        """Drops the requests of a client that has gone."""
+        if client in self._clients:
+            self._clients.remove(client)
+        if self._engine is not None:
+            prefix = _name(client, "")
+            for name in [name for name in self._engine.request_ids if name.startswith(prefix)]:
+                self._engine.abort(name)
+
+
+def _name(client: bytes, id: str) -> str:
+    return f"{client.hex()}:{id}"
+
+
+def _parts(name: str) -> tuple[bytes, str]:
+    client, _, id = name.partition(":")
+    return bytes.fromhex(client), id
+
+
+def _request(name: str, message: Submit) -> Request:
+    """Raises RequestError for sampling parameters out of their ranges."""
+    return Request(
+        name,
+        message.prompt_ids,
+        _sampling(message.sampling),
+        message.max_new_tokens,
+        message.min_new_tokens,
+        frozenset(message.stop_token_ids),
+        message.ignore_eos,
+    )
+
+
+def _sampling(given: Sampling) -> SamplingParams:
+    return SamplingParams(**{name: getattr(given, name) for name in given.__struct_fields__})
+
+
+def _step_stats(engine: Engine, report: StepReport) -> StepStats:
+    scheduler = engine.scheduler
+    num_pages = engine.limits.num_pages - 1
+    return StepStats(
+        batch_type="CE" if report.is_prefill else "TG",
+        batch_size=report.batch_size,
+        input_tokens=report.input_tokens,
+        context_tokens=report.context_tokens,
+        queued=len(scheduler.waiting),
+        running=len(scheduler.running),
+        execution_s=report.execution_seconds,
+        creation_s=report.creation_seconds,
+        terminated=report.terminated,
+        used_pages=num_pages - scheduler.pages.free,
+        num_pages=num_pages,
+        total_preempted=scheduler.preempted,
+        total_cache_hit_tokens=0,
+        total_cache_miss_tokens=0,
+    )

@@ -1,0 +1,72 @@
+"""From the settings of a pipeline to its preparation: what the commands and the engine worker share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict
+
+from ..cache.config import CacheConfig
+from ..cache.fields import Section
+from ..cache.store import Store
+from ..compiler.config import CompileConfig
+from ..compiler.dump import Dump
+from ..compiler.target import Target
+from ..runtime.checkpoint import Checkpoint
+from ..runtime.config import BatchConfig, ModelConfig
+from ..runtime.preparation import Preparation, Progress, TextFacts, unchecked
+from .text_side import TextSide
+
+_GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+
+
+class PipelineConfig(BaseModel):
+    """The sections that decide which artifact is used."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    compiling: CompileConfig
+    batch: BatchConfig
+    cache: CacheConfig
+
+    @property
+    def sections(self) -> list[Section]:
+        return [self.model, self.compiling, self.batch, self.cache]
+
+
+def preparation_of(
+    config: PipelineConfig,
+    checkpoint: Checkpoint,
+    text: Callable[[], TextSide],
+    progress: Progress,
+    *,
+    target: Target | None = None,
+    dump: Dump | None = None,
+    keep_weights: bool,
+    check: Callable[[int, int], None] = unchecked,
+) -> Preparation:
+    """A preparation of this checkpoint, for `target` or else the device that the settings name.
+
+    text: called when a binding is written, which a warm start does not do
+    """
+    return Preparation(
+        checkpoint,
+        Store.open(config.cache),
+        config.model,
+        config.batch,
+        target or config.compiling.target(),
+        use_subgraphs=config.compiling.use_subgraphs,
+        settings=config.sections,
+        text=lambda: _facts(text()),
+        progress=progress,
+        dump=dump,
+        keep_weights=keep_weights,
+        check=check,
+    )
+
+
+def _facts(text: TextSide) -> TextFacts:
+    defaults = text.defaults
+    generation = {name: value for name in _GENERATION if (value := getattr(defaults, name)) is not None}
+    return TextFacts(text.files, sorted(defaults.stop_token_ids), generation)

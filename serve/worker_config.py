@@ -1,0 +1,28 @@
+"""What an engine worker is told at its start, as one line of JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from ..runtime.config import QueueConfig
+from .pipeline import PipelineConfig
+
+
+class WorkerConfig(BaseModel):
+    """The checkpoint, the settings, and how the worker logs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    """Of the checkpoint; the built-in model has one too."""
+
+    pipeline: PipelineConfig
+    queue: QueueConfig = QueueConfig()
+
+    spawned: float = 0.0
+    """When the process was started, in seconds of time.time."""
+
+    log_level: str = "WARNING"
+    """Of this package's loggers, on stderr."""
