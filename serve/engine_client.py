@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -210,7 +210,7 @@ class EngineClient:
     def progress(self) -> Loading | StartFailed | None:
         return (self._supervisor.failure if self._supervisor else None) or self._progress
 
-    async def generate(self, request: Submit) -> AsyncIterator[list[Tokens]]:
+    async def generate(self, request: Submit) -> AsyncGenerator[list[Tokens]]:
         connection = self._ready_connection()
         if request.id in self._streams:
             raise RequestError(f"a request {request.id} is in work already", "Give each request its own id.")
