@@ -47,6 +47,22 @@ def open_stream(backend: Backend, skipped_ids: frozenset[int]) -> TextStream:
     return _DeferredStream(backend, skipped_ids)
 
 
+def token_bytes(backend: Backend, token_id: int) -> bytes:
+    """The bytes that a token stands for where text goes before it; b"" for an id that the vocabulary lacks.
+
+    They may be a part of a character. A space that a decoder drops at the start of a text is kept.
+    """
+    token = backend.id_to_token(token_id)
+    if token is None:
+        return b""
+    kinds = {decoder["type"] for decoder in _decoder_sequence(backend)}
+    if "ByteLevel" in kinds:
+        return _token_bytes(token)
+    if "ByteFallback" in kinds and _BYTE_TOKEN.fullmatch(token):
+        return bytes([int(token[3:5], 16)])
+    return (token.replace("\u2581", " ") if kinds & {"Metaspace", "Replace"} else token).encode()
+
+
 class _ByteStream:
     """Byte-level tokens: maps each token to its bytes and decodes these incrementally."""
 

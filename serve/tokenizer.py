@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 
 from .. import ModelError, RequestError
 from .checkpoint_json import read_json_object
-from .detokenize import TextStream, open_stream
+from .detokenize import TextStream, open_stream, token_bytes
 
 
 class Tokenizer:
@@ -87,6 +87,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, and unknown ids are passed over."""
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, perhaps a part of a character; a special token's are its name."""
+        return token_bytes(self._backend, token_id)
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """A stream whose pieces join to what `decode` gives for the same ids."""

@@ -1,0 +1,111 @@
+"""What /v1/completions takes and answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from ..body import Schema
+from ..messages import MAX_TOP_LOGPROBS
+from .parameters import GenerationFields, Refused, TokenId
+from .usage import Usage
+
+MAX_PROMPTS = 256
+
+TokenPrompt = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _form(prompt: Any) -> str | None:
+    """Which of its forms a prompt has, told by its first item, so that an error names the item that is wrong."""
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    return {str: "texts", int: "tokens", list: "token lists"}.get(type(first), "text" if type(prompt) is str else None)
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[TokenPrompt, Tag("tokens")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+    | Annotated[list[TokenPrompt], Field(min_length=1, max_length=MAX_PROMPTS), Tag("token lists")],
+    Discriminator(
+        _form,
+        custom_error_type="prompt_form",
+        custom_error_message="should be text, a list of token ids, or a list of either",
+    ),
+]
+
+
+class CompletionRequest(GenerationFields):
+    """The body of /v1/completions."""
+
+    prompt: Prompt
+    """Text, token ids, or several of either."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """Report the log-probabilities of the answer's tokens and of so many alternatives."""
+    echo: bool | None = None
+    """Put the prompt before the answer."""
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    """Only the value of `n` is supported."""
+    suffix: Refused = None
+
+
+class CompletionLogprobs(BaseModel):
+    """The log-probabilities of an answer's tokens, in parallel lists."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One answer to one prompt."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(BaseModel):
+    """The answer of /v1/completions; with `stream`, it comes as text_completion events instead."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class TokenizeRequest(Schema):
+    """The body of /tokenize."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    """Open and close the text as the model's tokenizer does; true unless it is given."""
+
+
+class TokenizeAnswer(BaseModel):
+    """The tokens of a text."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int | None
+
+
+class DetokenizeRequest(Schema):
+    """The body of /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+    skip_special_tokens: bool | None = None
+    """Leave out tokens that are not text; false unless it is given."""
+
+
+class DetokenizeAnswer(BaseModel):
+    """The text of tokens."""
+
+    prompt: str

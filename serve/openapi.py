@@ -1,0 +1,71 @@
+"""The description of the API at /openapi.json: bodies that the routes read themselves, and the one shape of errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from .api_error import ErrorBody
+
+_REF = "#/components/schemas/{model}"
+_DESCRIBED: list[tuple[type[BaseModel], bool]] = [(ErrorBody, False)]
+_STATUSES = {
+    400: "The request is wrong; `param` names the field",
+    404: "There is no such model",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    429: "There is no room now; ask again after Retry-After",
+    500: "The engine failed",
+    503: "The model is loading, or the server is shutting down; ask again after Retry-After",
+}
+
+
+def describes(
+    body: type[BaseModel] | None = None, answer: type[BaseModel] | None = None, *, stream: bool = False
+) -> dict[str, Any]:
+    """Keywords for a route that reads and writes JSON itself: its body, its answer, and its errors."""
+    extra: dict[str, Any] = {"responses": {}}
+    if body is not None:
+        _DESCRIBED.append((body, True))
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
+    success: dict[str, Any] = {"description": "The answer", "content": {}}
+    if answer is not None:
+        _DESCRIBED.append((answer, False))
+        success["content"]["application/json"] = {"schema": _ref(answer)}
+    if stream:
+        success["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    errors = {
+        str(status): {"description": text, "content": {"application/json": {"schema": _ref(ErrorBody)}}}
+        for status, text in _STATUSES.items()
+    }
+    extra["responses"] = {"200": success, **errors}
+    return {"response_model": None, "openapi_extra": extra}
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}
+
+
+def install(app: FastAPI) -> None:
+    """Makes `app.openapi` complete with the schemas that the routes refer to."""
+    plain = app.openapi
+
+    def complete() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            modes = [(model, "validation" if is_body else "serialization") for model, is_body in _DESCRIBED]
+            _, schemas = models_json_schema(modes, ref_template=_REF)  # pyright: ignore[reportArgumentType]
+            components = document.setdefault("components", {}).setdefault("schemas", {})
+            components.update(schemas["$defs"])
+            # The framework's own answer to a wrong request, which no route here gives.
+            for name in ("HTTPValidationError", "ValidationError"):
+                components.pop(name, None)
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+        return app.openapi_schema or {}
+
+    app.openapi = complete
