@@ -16,21 +16,31 @@ import numpy as np
 
 from .. import ConfigError, MaxError
 
-Encoding = Literal["float32", "bfloat16", "q8_0"]
-Epilogue = Literal["none", "bias", "swiglu"]
+Encoding = Literal["float32", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"]
+QuantizedEncoding = Literal["q8_0", "q4_0", "q4_k", "q6_k"]
+Epilogue = Literal["none", "bias", "swiglu", "geglu_tanh", "geglu_erf"]
 Columns = Literal["plain", "gate", "up"]
 
 ISA_VARIABLE = "MAX_KERNELS_ISA"
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
+ISAS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 """The instruction sets that the kernels are compiled for, least first; MAX_KERNELS_ISA forces one, "none" plain XLA."""
 
 HANDLERS = (
-    *("max_matmul_f32_v1", "max_matmul_bf16_v1", "max_matmul_q8_0_v1"),
+    "max_matmul_f32_v2",
+    "max_matmul_bf16_v2",
+    "max_matmul_q8_0_v2",
+    "max_matmul_q4_0_v1",
+    "max_matmul_q4_k_v1",
+    "max_matmul_q6_k_v1",
     *("max_attention_v1", "max_argmax_v1", "max_logprobs_v1"),
 )
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 
-_ABI = 1
+BLOCKS: dict[str, tuple[int, int]] = {"q8_0": (32, 34), "q4_0": (32, 18), "q4_k": (256, 144), "q6_k": (256, 210)}
+"""Inputs and bytes of GGUF's blocks, of which the quantized encodings are made."""
+
+_ABI = 2
+_SOURCES = ("float32", "bfloat16", "uint8")
 _int64, _pointer, _bool = ctypes.c_int64, ctypes.c_void_p, ctypes.c_bool
 
 
@@ -97,7 +107,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Loads `path`. Raises MaxError if it is of another version, ConfigError if MAX_KERNELS_ISA cannot be used."""
         self._lib = ctypes.CDLL(str(path))
-        for name in ("isa", "select", "pack", "matmul", "attention", "argmax", "logprobs"):
+        for name in ("isa", "select", "pack", "quantize", "matmul", "attention", "argmax"):
             self._function(name).restype = ctypes.c_char_p
         self._function("packed_bytes").restype = _int64
         self._function("packed_bytes").argtypes = [ctypes.c_int, ctypes.c_int, _int64, _int64]
@@ -143,10 +153,24 @@ class Library:
         address = {name: ctypes.cast(getattr(self._lib, name), _pointer) for name in HANDLERS}
         return {name: capsule(address[name], b"xla._CUSTOM_CALL_TARGET", None) for name in HANDLERS}
 
-    def packed_bytes(self, encoding: Encoding, inputs: int, outputs: int, *, swiglu: bool = False) -> int:
-        """Bytes of a packed matrix; with `swiglu`, one of gate and up, each of `outputs` columns."""
-        epilogue = get_args(Epilogue).index("swiglu" if swiglu else "none")
+    def packed_bytes(self, encoding: Encoding, inputs: int, outputs: int, *, gated: bool = False) -> int:
+        """Bytes of a packed matrix; if `gated`, one of gate and up, each of `outputs` columns."""
+        epilogue = get_args(Epilogue).index("swiglu" if gated else "none")
         return self._function("packed_bytes")(get_args(Encoding).index(encoding), epilogue, inputs, outputs)
+
+    def quantize(self, elements: np.ndarray, encoding: QuantizedEncoding) -> np.ndarray:
+        """GGUF's blocks of float32 elements (rows, inputs), as (rows, bytes) uint8: what `pack` makes of them.
+
+        q8_0 and q4_0 are those of GGUF's own quantizer; q4_k and q6_k come from a search for the scales of least squared
+        error. Raises ValueError unless inputs are whole blocks: 32 for q8_0 and q4_0, 256 for q4_k and q6_k.
+        """
+        block, nbytes = BLOCKS[encoding]
+        blocks = np.empty((elements.shape[0], elements.shape[1] // block * nbytes), np.uint8)
+        if elements.shape[1] % block:
+            raise ValueError(f"{encoding} needs a multiple of {block} inputs")
+        arguments = (get_args(Encoding).index(encoding), _pointer(_address(elements, np.float32)), _int64(elements.size))
+        _raise(self._function("quantize")(*arguments, _pointer(blocks.ctypes.data)))
+        return blocks
 
     def pack(
         self,
@@ -161,24 +185,28 @@ class Library:
         """Writes a matrix, or some of its columns, into packed weights.
 
         source:        (inputs, outputs) float32 or bfloat16, with any strides: pass the transpose of a checkpoint's;
-                       for q8_0 also GGUF's blocks, contiguous (outputs, inputs / 32 * 34) uint8
-        packed:        (packed_bytes,) uint8, zeroed before the first of its parts
-        columns:       "gate" and "up" for the two halves of a SwiGLU matrix
+                       for a quantized encoding also GGUF's blocks of it, contiguous (outputs, bytes of a row) uint8
+        packed:        packed_bytes of uint8, of any shape, zeroed before the first of its parts
+        columns:       "gate" and "up" for the two halves of a gated layer's matrix
         first_column:  where the columns go in a matrix of `total_columns` that is fused from several
         Raises ValueError if shapes, dtypes or sizes do not fit.
         """
         blocks = source.dtype == np.uint8
-        inputs, outputs = (source.shape[1] // 34 * 32, source.shape[0]) if blocks else source.shape
+        if source.dtype.name not in _SOURCES or (blocks and not (encoding in BLOCKS and source.flags.c_contiguous)):
+            raise ValueError(f"weights are float32, bfloat16 or blocks of their encoding, not {source.dtype} for {encoding}")
+        inputs, outputs = source.shape
+        if blocks:
+            block, nbytes = BLOCKS[encoding]
+            if source.shape[1] % nbytes:
+                raise ValueError(f"rows of {encoding} are blocks of {nbytes} bytes, not {source.shape[1]}")
+            inputs, outputs = source.shape[1] // nbytes * block, source.shape[0]
         total = outputs if total_columns is None else total_columns
-        kinds = {"float32": 0, "bfloat16": 1, "uint8": 2}
-        if source.dtype.name not in kinds or (blocks and (encoding != "q8_0" or not source.flags.c_contiguous)):
-            raise ValueError(f"weights are float32, bfloat16 or blocks of q8_0, not {source.dtype} for {encoding}")
-        if packed.nbytes != self.packed_bytes(encoding, inputs, total, swiglu=columns != "plain"):
+        if packed.nbytes != self.packed_bytes(encoding, inputs, total, gated=columns != "plain"):
             raise ValueError(f"packed weights of {packed.nbytes} bytes do not fit {inputs} inputs, {total} outputs")
         call = _Packing(
             encoding=get_args(Encoding).index(encoding),
             columns=get_args(Columns).index(columns),
-            source_kind=kinds[source.dtype.name],
+            source_kind=_SOURCES.index(source.dtype.name),
             source=source.ctypes.data,
             input_stride=source.strides[0] // source.itemsize,
             output_stride=source.strides[1] // source.itemsize,

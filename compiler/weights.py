@@ -9,26 +9,48 @@ from typing import Any, Literal
 
 from .. import ConfigError
 
-Packing = Literal["", "float32", "bfloat16", "q8_0"]
+Packing = Literal["", "float32", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"]
+"""The encoding of a matrix packed for the CPU kernels; empty where it is not packed."""
+
 PANEL_COLUMNS = 32
-Q8_BLOCK = 32
-"""Inputs that share a scale in q8_0."""
+_BLOCKS: dict[Packing, tuple[int, int, int]] = {
+    "float32": (1, 1, 4),
+    "bfloat16": (2, 2, 2),
+    "q8_0": (32, 1, 34),
+    "q4_0": (32, 1, 18),
+    "q4_k": (256, 1, 144),
+    "q6_k": (256, 1, 210),
+}
+"""Inputs of a column that lie together, the elements or blocks they are, and the bytes of each of those."""
 
 
-def packed_bytes(packing: Packing, inputs: int, outputs: int, *, gated: bool = False) -> int:
-    """The bytes of a packed matrix: panels of 32 outputs, of 16 gates and 16 ups in a gated one.
+def packs(packing: Packing, inputs: int) -> bool:
+    """Whether a matrix of so many inputs can have this encoding: the quantized ones take whole blocks of them.
 
-    bfloat16 lies by pairs of inputs; q8_0 takes inputs in blocks of 32, 34 bytes for each output. Raises ConfigError
-    for inputs that are no whole blocks.
+    What q4_k and q6_k cannot take (256 inputs at a time), q8_0 mostly can (32).
     """
-    if packing == "q8_0" and inputs % Q8_BLOCK:
+    return packing in ("", "float32", "bfloat16") or inputs % _BLOCKS[packing][0] == 0
+
+
+def packed_shape(packing: Packing, inputs: int, outputs: int, *, gated: bool = False) -> tuple[int, int]:
+    """A packed matrix as an array of bytes: (elements or blocks of the encoding, bytes of one).
+
+    The second number tells the encodings apart, even where two take the same memory. Panels have 32 outputs, or 16
+    gates and 16 ups. Raises ConfigError for inputs that are no whole blocks.
+    """
+    together, parts, nbytes = _BLOCKS[packing]
+    if not packs(packing, inputs):
         raise ConfigError(
-            f"q8_0 needs widths that are multiples of {Q8_BLOCK}, and the model has one of {inputs}",
-            "Use --quantization-encoding bfloat16 or float32.",
+            f"{packing} needs widths that are multiples of {together}, and the model has one of {inputs}",
+            f"Use --quantization-encoding {'q8_0, ' if together > 32 else ''}bfloat16 or float32.",
         )
     panels = -(-(outputs // 2) // (PANEL_COLUMNS // 2)) if gated else -(-outputs // PANEL_COLUMNS)
-    per_column = {"float32": 4 * inputs, "bfloat16": 4 * -(-inputs // 2), "q8_0": inputs // Q8_BLOCK * 34}[packing]
-    return panels * PANEL_COLUMNS * per_column
+    return panels * PANEL_COLUMNS * -(-inputs // together) * parts, nbytes
+
+
+def packing_of(shape: tuple[int, ...]) -> Packing:
+    """The encoding of a matrix packed in an array of this shape."""
+    return next(packing for packing, (_, _, nbytes) in _BLOCKS.items() if shape[-1] == nbytes)
 
 
 @dataclass(frozen=True)
@@ -57,11 +79,11 @@ class Weight:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """As the graph takes it: packed weights have a size that depends on shape and encoding only."""
+        """As the graph takes it: packed weights have a shape that depends on the matrix and its encoding only."""
         if not self.packed:
             return self.shape
         inputs, outputs = self.shape
-        return (packed_bytes(self.packed, inputs, outputs, gated=self.gated),)
+        return packed_shape(self.packed, inputs, outputs, gated=self.gated)
 
     def source_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Each source tensor's name with the shape that it must have in the checkpoint."""

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compiler.weights import packed_bytes
+from ..compiler.weights import packing_of
 
-_HANDLERS = {"float32": "max_matmul_f32_v1", "bfloat16": "max_matmul_bf16_v1", "q8_0": "max_matmul_q8_0_v1"}
+Gate = Literal["silu", "gelu_tanh", "gelu"]
+"""The activation of a gated layer's gate; gelu is the exact one, by the error function."""
+
+_HANDLERS = {
+    "float32": "max_matmul_f32_v2",
+    "bfloat16": "max_matmul_bf16_v2",
+    "q8_0": "max_matmul_q8_0_v2",
+    "q4_0": "max_matmul_q4_0_v1",
+    "q4_k": "max_matmul_q4_k_v1",
+    "q6_k": "max_matmul_q6_k_v1",
+}
+_EPILOGUES: dict[Gate, int] = {"silu": 2, "gelu_tanh": 3, "gelu": 4}
 
 
 def is_packed(weight: jax.Array) -> bool:
@@ -17,26 +30,19 @@ def is_packed(weight: jax.Array) -> bool:
 
 
 def matmul(
-    x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None = None, *, gated: bool = False
+    x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None = None, *, gate: Gate | None = None
 ) -> jax.Array:
-    """x @ W with packed W, plus bias, or silu(gate) * up of a gated one.
+    """x @ W with packed W, plus bias, or activation(gate) * up of a gated one.
 
-    x: (T, inputs) float32; weight: (bytes,) uint8; bias: (outputs,) float32
-    outputs: columns of the result; a gated matrix has twice as many
+    x: (T, inputs) float32; weight: as `packed_shape` has it, uint8, which says the encoding; bias: (outputs,) float32
+    outputs: columns of the result; a gated matrix has twice as many, and no bias
     Returns (T, outputs) float32, each row the same bits whatever T is.
     """
-    handler = _HANDLERS[_encoding(weight.size, x.shape[1], 2 * outputs if gated else outputs, gated=gated)]
-    epilogue = np.int64(2 if gated else 0 if bias is None else 1)
+    assert gate is None or bias is None, "a gated layer with biases is not one call"
+    epilogue = np.int64(_EPILOGUES[gate] if gate else 0 if bias is None else 1)
     arguments = (x, weight) if bias is None else (x, weight, bias)
     result = jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
-    return jax.ffi.ffi_call(handler, result)(*arguments, epilogue=epilogue)
-
-
-def _encoding(nbytes: int, inputs: int, outputs: int, *, gated: bool) -> str:
-    """The encoding of a packed matrix, which its size tells."""
-    if nbytes == packed_bytes("float32", inputs, outputs, gated=gated):
-        return "float32"
-    return "bfloat16" if nbytes == packed_bytes("bfloat16", inputs, outputs, gated=gated) else "q8_0"
+    return jax.ffi.ffi_call(_HANDLERS[packing_of(weight.shape)], result)(*arguments, epilogue=epilogue)
 
 
 def argmax(x: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ def linear(x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None
 def swiglu(x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None = None) -> jax.Array:
     """silu(gate) * up of the fused projection. weight: (inputs, 2 * outputs), or packed. Source: arXiv:2002.05202."""
     if kernels.is_packed(weight) and bias is None:
-        return kernels.matmul(x, weight, outputs, gated=True)
+        return kernels.matmul(x, weight, outputs, gate="silu")
     gate, up = jnp.split(linear(x, weight, 2 * outputs, bias), 2, axis=-1)
     return jax.nn.silu(gate) * up
 

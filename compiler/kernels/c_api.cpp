@@ -20,7 +20,7 @@ const char* reported(std::string problem) {
 extern "C" {
 
 // Changes with the packed layouts and with the arguments of these functions.
-int32_t max_kernels_abi() { return 1; }
+int32_t max_kernels_abi() { return 2; }
 
 const char* max_kernels_isa() { return kernels() == nullptr ? nullptr : kernels()->name; }
 
@@ -37,6 +37,10 @@ int64_t max_kernels_packed_bytes(int32_t encoding, int32_t epilogue, int64_t num
 }
 
 const char* max_kernels_pack(const Packing* call) { return reported(pack(*call)); }
+
+const char* max_kernels_quantize(int32_t encoding, const float* elements, int64_t num_elements, uint8_t* blocks) {
+  return reported(quantize(static_cast<Encoding>(encoding), elements, num_elements, blocks));
+}
 
 const char* max_kernels_matmul(const Matmul* call) { return reported(matmul(*call)); }
 

@@ -12,7 +12,7 @@ namespace {
 
 using F32Buffer = ffi::Buffer<ffi::F32>;
 using F32Matrix = ffi::Buffer<ffi::F32, 2>;
-using Bytes = ffi::Buffer<ffi::U8, 1>;
+using Bytes = ffi::Buffer<ffi::U8>;
 using IndexVector = ffi::Buffer<ffi::S32, 1>;
 using Table = ffi::Buffer<ffi::S32, 2>;
 
@@ -20,7 +20,7 @@ ffi::Error reported(const std::string& problem) {
   return problem.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(problem);
 }
 
-// x (..., K) and y (..., N) with the same leading dimensions, packed weights as bytes, and with epilogue 1 a bias (N,).
+// x (..., K) and y (..., N) with the same leading dimensions, packed weights (blocks, bytes of a block), and with epilogue 1 a bias (N,).
 template <Encoding kEncoding>
 ffi::Error matmul_handler(F32Buffer x, Bytes weights, ffi::RemainingArgs rest, ffi::Result<F32Buffer> y,
                           int64_t epilogue) {
@@ -32,7 +32,15 @@ ffi::Error matmul_handler(F32Buffer x, Bytes weights, ffi::RemainingArgs rest, f
     if (x_dims[i] != y_dims[i]) return reported("a matmul's x and y differ in their rows");
     rows *= x_dims[i];
   }
-  if (epilogue < 0 || epilogue > 2) return reported("a matmul's epilogue is 0, 1 (bias) or 2 (swiglu)");
+  if (epilogue < 0 || epilogue >= kNumEpilogues) {
+    return reported("a matmul's epilogue is 0, 1 (bias), 2 (swiglu), 3 or 4 (geglu by tanh or erf)");
+  }
+  // The last dimension says the encoding: blocks of equal size would otherwise be taken for each other.
+  const auto blocks = weights.dimensions();
+  if (blocks.size() != 2 || blocks.back() != bytes_per_element(kEncoding)) {
+    return reported(std::string("packed weights are (blocks, ") + std::to_string(bytes_per_element(kEncoding)) +
+                    ") bytes in " + name_of(kEncoding));
+  }
   const bool wants_bias = epilogue == static_cast<int64_t>(Epilogue::kBias);
   if (rest.size() != (wants_bias ? 1 : 0)) return reported("a matmul has a bias where its epilogue adds one");
   const float* bias = nullptr;
@@ -133,9 +141,12 @@ auto attention_binding() {
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_f32_v1, matmul_handler<Encoding::kF32>, matmul_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_bf16_v1, matmul_handler<Encoding::kBf16>, matmul_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q8_0_v1, matmul_handler<Encoding::kQ8_0>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_f32_v2, matmul_handler<Encoding::kF32>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_bf16_v2, matmul_handler<Encoding::kBf16>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q8_0_v2, matmul_handler<Encoding::kQ8_0>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q4_0_v1, matmul_handler<Encoding::kQ4_0>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q4_k_v1, matmul_handler<Encoding::kQ4K>, matmul_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q6_k_v1, matmul_handler<Encoding::kQ6K>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v1, attention_handler, attention_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v1, logprobs_handler, logprobs_binding());

@@ -13,18 +13,21 @@ struct Choice {
 };
 
 // Best last.
-constexpr int kMaxChoices = 4;
+constexpr int kMaxChoices = 5;
 int choices(Choice (&found)[kMaxChoices]) {
   int count = 0;
   found[count++] = {&kBaselineKernels, true};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   found[count++] = {&kAvx2Kernels, avx2};
   found[count++] = {&kAvx512Kernels, avx512};
-  found[count++] = {&kAvx512Bf16Kernels, avx512 && __builtin_cpu_supports("avx512bf16")};
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  found[count++] = {&kAvx512VnniKernels, vnni};
+  found[count++] = {&kAvx512Bf16Kernels, vnni && __builtin_cpu_supports("avx512bf16")};
 #endif
   return count;
 }

@@ -9,7 +9,16 @@
 
 namespace max_kernels {
 
-// Rows [row_begin, row_end) of one panel of a matmul; `inputs` are what convert_inputs made, or x itself.
+// 32 inputs of a row as the integer products take them: x ~ scale * values.
+struct QuantizedInputs {
+  int8_t values[32];
+  int32_t start[2];  // of a sum of products: minus the values' sum times what codes stand above their weights; q6_k: halves
+  float scale;
+  float minus_sum;  // of scale * values, for the formats with a minimum
+};
+
+// Rows [row_begin, row_end) of one panel of a matmul; `inputs` are what convert_inputs made, or x itself. Quantized inputs
+// are those of these rows, [K/32][row_end - row_begin].
 using MatmulPanel = void (*)(const Matmul& call, const void* inputs, int64_t panel, int64_t row_begin,
                              int64_t row_end);
 
@@ -29,9 +38,12 @@ struct Kernels {
   const char* name;
   MatmulPanel matmul_f32;
   MatmulPanel matmul_bf16;
-  MatmulPanel matmul_q8;
+  MatmulPanel matmul_quantized[kNumEncodings - static_cast<int>(Encoding::kQ8_0)];
   // Rounds a row of x to bfloat16, with a zero behind an odd K; null where the kernel reads float32.
   void (*convert_inputs)(const float* x, int64_t count, uint16_t* converted);
+  // Blocks of 32 inputs of a row, each `stride` behind the one before.
+  void (*quantize_inputs)(const float* x, int64_t num_blocks, Encoding weights, QuantizedInputs* quantized,
+                          int64_t stride);
   // Writes a token's rotated keys and its values into the pages.
   void (*write_token)(const Attention& call, int64_t token);
   // Attends with a tile's queries; scratch holds attention_scratch() floats, 64-byte aligned.
@@ -48,6 +60,7 @@ extern const Kernels kBaselineKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512VnniKernels;
 extern const Kernels kAvx512Bf16Kernels;
 #endif
 

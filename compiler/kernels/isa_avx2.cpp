@@ -5,8 +5,9 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "quantized_layout.h"
 #include "target.h"
-MAX_TARGET("avx2,fma")
+MAX_TARGET("avx2,fma,f16c")
 
 namespace max_kernels {
 namespace avx2 {
@@ -14,6 +15,8 @@ namespace avx2 {
 constexpr int kLanes = 8;
 constexpr int kWideRows = 3, kTallRows = 6, kTallVectors = 2;
 constexpr int kWidePairRows = 1, kTallPairRows = 4;
+constexpr int kDotWideRows = 1, kDotTallRows = 3, kDotTallVectors = 2;
+constexpr int kRegisters = 16;
 constexpr int kAttendRows = 3, kAttendVectors = 4;
 
 static inline __m256 multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
@@ -21,14 +24,18 @@ static inline __m256 load_bf16(const uint16_t* p) {
   const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
-static inline __m256 load_int8(const int8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+static inline __m256 load_f16(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 static inline uint32_t lane_bits(__m256i lanes) { return _mm256_movemask_ps(_mm256_castsi256_ps(lanes)); }
 
 #include "vector.h"
+#include "dot_int16.h"
 #include "tile.h"
+#include "activation.h"
 #include "matmul_panel.h"
+#include "quantized_inputs.h"
+#include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
@@ -42,8 +49,10 @@ const Kernels kAvx2Kernels = {
     "avx2",
     avx2::matmul_panel_f32,
     avx2::matmul_panel_bf16,
-    avx2::matmul_panel_q8,
+    {avx2::matmul_panel_quantized<avx2::Q8Format>, avx2::matmul_panel_quantized<avx2::Q4Format>,
+     avx2::matmul_panel_quantized<avx2::Q4KFormat>, avx2::matmul_panel_quantized<avx2::Q6KFormat>},
     nullptr,
+    avx2::quantize_inputs,
     avx2::write_token,
     avx2::attend,
     avx2::argmax_row,

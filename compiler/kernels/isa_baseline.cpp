@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "quantized_layout.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -15,6 +16,8 @@ namespace baseline {
 constexpr int kLanes = 4;
 constexpr int kWideRows = 1, kTallRows = 4, kTallVectors = 2;
 constexpr int kWidePairRows = 1, kTallPairRows = 4;
+constexpr int kDotWideRows = 1, kDotTallRows = 2, kDotTallVectors = 2;
+constexpr int kRegisters = 16;
 constexpr int kAttendRows = 4, kAttendVectors = 2;
 
 typedef int32_t FourInts __attribute__((vector_size(16)));
@@ -30,10 +33,6 @@ static inline FourFloats load_bf16(const uint16_t* p) {
   const FourBits halves = {p[0], p[1], p[2], p[3]};
   return reinterpret_cast<FourFloats>(halves << 16);
 }
-static inline FourFloats load_int8(const int8_t* p) {
-  const FourInts wide = {p[0], p[1], p[2], p[3]};
-  return __builtin_convertvector(wide, FourFloats);
-}
 static inline uint32_t lane_bits(FourInts lanes) {
 #if defined(__SSE2__)
   return _mm_movemask_ps(reinterpret_cast<__m128>(lanes));
@@ -43,8 +42,13 @@ static inline uint32_t lane_bits(FourInts lanes) {
 }
 
 #include "vector.h"
+#include "float16.h"
+#include "dot_int16.h"
 #include "tile.h"
+#include "activation.h"
 #include "matmul_panel.h"
+#include "quantized_inputs.h"
+#include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
@@ -58,8 +62,10 @@ const Kernels kBaselineKernels = {
     "baseline",
     baseline::matmul_panel_f32,
     baseline::matmul_panel_bf16,
-    baseline::matmul_panel_q8,
+    {baseline::matmul_panel_quantized<baseline::Q8Format>, baseline::matmul_panel_quantized<baseline::Q4Format>,
+     baseline::matmul_panel_quantized<baseline::Q4KFormat>, baseline::matmul_panel_quantized<baseline::Q6KFormat>},
     nullptr,
+    baseline::quantize_inputs,
     baseline::write_token,
     baseline::attend,
     baseline::argmax_row,

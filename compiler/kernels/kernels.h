@@ -11,20 +11,38 @@
 
 namespace max_kernels {
 
-enum class Encoding : int { kF32 = 0, kBf16 = 1, kQ8_0 = 2 };
+enum class Encoding : int { kF32 = 0, kBf16 = 1, kQ8_0 = 2, kQ4_0 = 3, kQ4K = 4, kQ6K = 5 };
+constexpr int kNumEncodings = 6;
 
-enum class Epilogue : int { kNone = 0, kBias = 1, kSwiglu = 2 };
+// The last three are of a gated layer: y = f(gate) * up, with f silu (SwiGLU), or gelu by tanh or exactly (GeGLU).
+enum class Epilogue : int { kNone = 0, kBias = 1, kSwiglu = 2, kGegluTanh = 3, kGegluErf = 4 };
+constexpr int kNumEpilogues = 5;
+constexpr bool is_gated(Epilogue epilogue) { return epilogue >= Epilogue::kSwiglu; }
 
-// Weights lie in panels of 32 outputs: f32 [N/32][K][32], bf16 [N/32][K/2][32][2]; missing outputs and inputs are 0.
+// Weights lie in panels of 32 outputs, which quantized_layout.h describes for the formats of GGUF; f32 as [N/32][K][32],
+// bf16 as [N/32][K/2][32][2]; missing outputs and inputs are 0.
 constexpr int64_t kPanelColumns = 32;
-// q8_0, the format of GGUF: blocks of 32 inputs share a float16 scale per output, [N/32][K/32][32 scales, 32 x 32 int8];
-// K is a multiple of 32.
-constexpr int64_t kQ8Inputs = 32;
-constexpr int64_t kQ8BlockBytes = kPanelColumns * 2 + kQ8Inputs * kPanelColumns;
-// With SwiGLU a panel holds 16 columns of the gate, then the same 16 of the up projection.
+// With a gated epilogue a panel holds 16 columns of the gate, then the same 16 of the up projection.
 constexpr int64_t kHalfPanel = kPanelColumns / 2;
 
-// y (M, N) = x (M, K) @ W, + bias (N,) or with SwiGLU (W has 2 N columns, y = silu(gate) * up); x, bias, y float32.
+// Inputs of a column that an encoding keeps together, in GGUF's blocks, and their bytes.
+struct BlockSize {
+  int64_t inputs;
+  int64_t bytes;
+};
+constexpr BlockSize block_size(Encoding encoding) {
+  constexpr BlockSize sizes[kNumEncodings] = {{1, 4}, {2, 4}, {32, 34}, {32, 18}, {256, 144}, {256, 210}};
+  return sizes[static_cast<int>(encoding)];
+}
+// The last dimension of packed weights as an array: it tells the encodings apart.
+constexpr int64_t bytes_per_element(Encoding encoding) {
+  return encoding == Encoding::kBf16 ? 2 : block_size(encoding).bytes;
+}
+constexpr bool is_quantized(Encoding encoding) { return encoding >= Encoding::kQ8_0; }
+const char* name_of(Encoding encoding);
+
+// y (M, N) = x (M, K) @ W, + bias (N,) or gated (W has 2 N columns, y = f(gate) * up); x, bias, y float32. With quantized
+// weights x is rounded to int8, in blocks of 32 inputs that share a scale of their largest magnitude / 127.
 struct Matmul {
   Encoding encoding;
   Epilogue epilogue;
@@ -39,17 +57,17 @@ struct Matmul {
 };
 std::string matmul(const Matmul& call);
 
-// Bytes of a packed matrix; with SwiGLU `num_outputs` is the width of y, and the matrix holds gate and up.
+// Bytes of a packed matrix; with a gated epilogue `num_outputs` is the width of y, and the matrix holds gate and up.
+// Quantized matrices need whole blocks of inputs.
 int64_t packed_bytes(Encoding encoding, Epilogue epilogue, int64_t num_inputs, int64_t num_outputs);
 
-// What a matrix is made of before it is packed: elements, or GGUF's blocks of q8_0, one scale and 32 int8 of a column.
-enum class Source : int { kF32 = 0, kBf16 = 1, kQ8_0 = 2 };
-constexpr int64_t kQ8SourceBytes = 2 + kQ8Inputs;
+// What a matrix is made of before it is packed: elements, or GGUF's blocks of the same encoding.
+enum class Source : int { kF32 = 0, kBf16 = 1, kBlocks = 2 };
 
 enum class Columns : int { kPlain = 0, kGate = 1, kUp = 2 };
 
-// Some columns of a matrix in memory, and where they go in the packed one. Strides count elements; blocks of q8_0 lie
-// column after column, without strides.
+// Some columns of a matrix in memory, and where they go in the packed one. Strides count elements; blocks
+// lie column after column, without strides.
 struct Packing {
   Encoding encoding;
   Columns columns;
@@ -64,6 +82,9 @@ struct Packing {
   uint8_t* packed;        // packed_bytes(), zeroed by the caller where the source does not reach
 };
 std::string pack(const Packing& call);
+
+// GGUF's blocks of `num_elements` floats, as `pack` makes them; for q8_0 and q4_0 those of GGUF's own quantizer.
+std::string quantize(Encoding encoding, const float* elements, int64_t num_elements, uint8_t* blocks);
 
 // Causal attention of T tokens over the pages of their rows, after rotating q and k and writing k and v.
 struct Attention {

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "isa.h"
+#include "quantized_layout.h"
 #include "scratch.h"
 #include "thread_pool.h"
 
@@ -23,7 +24,10 @@ std::string problem(const Matmul& call) {
     return "packed weights have " + std::to_string(call.weight_bytes) + " bytes, expected " + std::to_string(expected) +
            " for " + std::to_string(call.num_inputs) + " inputs and " + std::to_string(call.num_outputs) + " outputs";
   }
-  if (call.encoding == Encoding::kQ8_0 && call.num_inputs % kQ8Inputs != 0) return "q8_0 needs a multiple of 32 inputs";
+  const int64_t block = block_size(call.encoding).inputs;
+  if (is_quantized(call.encoding) && call.num_inputs % block != 0) {
+    return std::string(name_of(call.encoding)) + " needs a multiple of " + std::to_string(block) + " inputs";
+  }
   if (kernels() == nullptr) return "MAX_KERNELS_ISA names an instruction set that this CPU lacks";
   return "";
 }
@@ -44,30 +48,55 @@ const void* converted_inputs(const Matmul& call, const Kernels& isa) {
   return converted;
 }
 
+// int8 inputs, made once per call: [rows / block_rows][K / 32][block_rows], as the panels take them.
+const QuantizedInputs* quantized_inputs(const Matmul& call, const Kernels& isa, int64_t block_rows) {
+  static thread_local Scratch scratch;
+  const int64_t num_blocks = call.num_inputs / kBlockInputs;
+  const int64_t bytes = call.num_rows * num_blocks * static_cast<int64_t>(sizeof(QuantizedInputs));
+  QuantizedInputs* quantized = static_cast<QuantizedInputs*>(scratch.at_least(bytes));
+  constexpr int64_t kChunkRows = 8;  // less work is not worth waking a thread
+  parallel_for((call.num_rows + kChunkRows - 1) / kChunkRows, [&](int64_t i) {
+    const int64_t end = std::min((i + 1) * kChunkRows, call.num_rows);
+    for (int64_t row = i * kChunkRows; row < end; ++row) {
+      const int64_t begin = row / block_rows * block_rows, stride = std::min(block_rows, call.num_rows - begin);
+      isa.quantize_inputs(call.x + row * call.num_inputs, num_blocks, call.encoding,
+                          quantized + begin * num_blocks + row - begin, stride);
+    }
+  });
+  return quantized;
+}
+
+MatmulPanel panel_kernel(const Kernels& isa, Encoding encoding) {
+  if (encoding == Encoding::kF32) return isa.matmul_f32;
+  if (encoding == Encoding::kBf16) return isa.matmul_bf16;
+  return isa.matmul_quantized[static_cast<int>(encoding) - static_cast<int>(Encoding::kQ8_0)];
+}
+
 }  // namespace
 
 std::string matmul(const Matmul& call) {
   const std::string wrong = problem(call);
   if (!wrong.empty() || call.num_rows == 0 || call.num_outputs == 0) return wrong;
   const Kernels& isa = *kernels();
-  const bool bf16 = call.encoding == Encoding::kBf16;
-  const bool converts = bf16 && isa.convert_inputs != nullptr;
+  const bool quantized = is_quantized(call.encoding);
+  const bool converts = call.encoding == Encoding::kBf16 && isa.convert_inputs != nullptr;
+  const int64_t block_rows = quantized ? kQuantizedBlockRows : kBlockRows;
+  const QuantizedInputs* blocks = quantized ? quantized_inputs(call, isa, block_rows) : nullptr;
   const void* inputs = converts ? converted_inputs(call, isa) : call.x;
-  const MatmulPanel panel_kernel = bf16                                ? isa.matmul_bf16
-                                   : call.encoding == Encoding::kQ8_0 ? isa.matmul_q8
-                                                                      : isa.matmul_f32;
-  const int64_t width = call.epilogue == Epilogue::kSwiglu ? kHalfPanel : kPanelColumns;
+  const MatmulPanel run_panel = panel_kernel(isa, call.encoding);
+  const int64_t width = is_gated(call.epilogue) ? kHalfPanel : kPanelColumns;
   const int64_t num_panels = (call.num_outputs + width - 1) / width;
-  const int64_t num_blocks = (call.num_rows + kBlockRows - 1) / kBlockRows;
+  const int64_t num_blocks = (call.num_rows + block_rows - 1) / block_rows;
   const int64_t wanted = std::max<int64_t>(1, num_threads() * kChunksPerThread / num_blocks);
   const int64_t panels_per_chunk = std::max<int64_t>(1, num_panels / wanted);
   const int64_t num_chunks = (num_panels + panels_per_chunk - 1) / panels_per_chunk;
   // Blocks of one group of panels follow each other: the panels are still in the cache.
   parallel_for(num_chunks * num_blocks, [&](int64_t i) {
-    const int64_t begin = i % num_blocks * kBlockRows, end = std::min(begin + kBlockRows, call.num_rows);
+    const int64_t begin = i % num_blocks * block_rows, end = std::min(begin + block_rows, call.num_rows);
+    const void* rows = quantized ? blocks + begin * (call.num_inputs / kBlockInputs) : inputs;
     const int64_t first = i / num_blocks * panels_per_chunk;
     const int64_t last = std::min(first + panels_per_chunk, num_panels);
-    for (int64_t panel = first; panel < last; ++panel) panel_kernel(call, inputs, panel, begin, end);
+    for (int64_t panel = first; panel < last; ++panel) run_panel(call, rows, panel, begin, end);
   });
   return "";
 }

@@ -13,14 +13,14 @@ MAX_INLINE int64_t rows_of_tile(int64_t left, int64_t most) {
 }
 
 MAX_INLINE void finish_row(const Matmul& call, const float* panel_row, int64_t panel, int64_t row) {
-  const int64_t width = call.epilogue == Epilogue::kSwiglu ? kHalfPanel : kPanelColumns;
+  const int64_t width = is_gated(call.epilogue) ? kHalfPanel : kPanelColumns;
   const int64_t first = panel * width;
   const int64_t count = call.num_outputs - first < width ? call.num_outputs - first : width;
   float result[kPanelColumns];
   for (int64_t c = 0; c < width; c += kLanes) {
     Vec value = load(panel_row + c);
-    if (call.epilogue == Epilogue::kSwiglu) {
-      value = value / (exponential(-value) + 1.0f) * load(panel_row + kHalfPanel + c);
+    if (is_gated(call.epilogue)) {
+      value = activated(call.epilogue, value) * load(panel_row + kHalfPanel + c);
     } else if (call.epilogue == Epilogue::kBias && c + kLanes <= count) {
       value = value + load(call.bias + first + c);
     }
@@ -48,38 +48,14 @@ struct Bf16Panel {
   static Multiply<uint16_t> tall(int64_t rows) { return TallTiles::bf16[rows - 1]; }
 };
 
-struct Q8Panel {
-  using Weight = uint8_t;
-  static constexpr int64_t kWide = kWideRows, kTall = kTallRows;
-  static Multiply<uint8_t> wide(int64_t rows) { return WideTiles::q8[rows - 1]; }
-  static Multiply<uint8_t> tall(int64_t rows) { return TallTiles::q8[rows - 1]; }
-};
-
-// The weights of a tile that starts at a column of a panel, and what its kernel takes beside them.
-template <class Panel>
-struct TileWeights {
-  static constexpr int64_t kStride = kPanelColumns * Panel::kElements;
-  static int64_t panel_size(int64_t inputs) { return (inputs + Panel::kElements - 1) / Panel::kElements * kStride; }
-  static void run(Multiply<typename Panel::Weight> kernel, const TileShape& t, const typename Panel::Weight* panel,
-                  int64_t column) {
-    kernel(t, panel + column * Panel::kElements, kStride);
-  }
-};
-template <>
-struct TileWeights<Q8Panel> {
-  static int64_t panel_size(int64_t inputs) { return inputs / kQ8Inputs * kQ8BlockBytes; }
-  static void run(Multiply<uint8_t> kernel, const TileShape& t, const uint8_t* panel, int64_t column) {
-    kernel(t, panel, column);
-  }
-};
-
 // `x_stride` counts floats: of x, or of pairs of converted inputs.
 template <class Panel>
 MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_stride, int64_t num_inputs, int64_t panel,
                                int64_t row_begin, int64_t row_end) {
   using Weight = typename Panel::Weight;
-  using Weights = TileWeights<Panel>;
-  const Weight* w = reinterpret_cast<const Weight*>(call.weights) + panel * Weights::panel_size(call.num_inputs);
+  constexpr int64_t kStride = kPanelColumns * Panel::kElements;
+  const int64_t panel_size = (call.num_inputs + Panel::kElements - 1) / Panel::kElements * kStride;
+  const Weight* w = reinterpret_cast<const Weight*>(call.weights) + panel * panel_size;
   alignas(64) float y[(kWideRows > kTallRows ? kWideRows : kTallRows) * kPanelColumns];
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t left = row_end - row;
@@ -87,11 +63,11 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
     const int64_t rows = rows_of_tile(left, wide ? Panel::kWide : Panel::kTall);
     TileShape t{x + row * x_stride, x_stride, y, kPanelColumns, num_inputs, false};
     if (wide) {
-      Weights::run(Panel::wide(rows), t, w, 0);
+      Panel::wide(rows)(t, w, kStride);
     } else {
       for (int v = 0; v < kPanelVectors; v += kTallVectors) {
         t.y = y + v * kLanes;
-        Weights::run(Panel::tall(rows), t, w, v * kLanes);
+        Panel::tall(rows)(t, w + v * kLanes * Panel::kElements, kStride);
       }
     }
     for (int64_t r = 0; r < rows; ++r) finish_row(call, y + r * kPanelColumns, panel, row + r);
@@ -102,9 +78,4 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
 static void matmul_panel_f32(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
   const float* x = static_cast<const float*>(inputs);
   multiply_panel<F32Panel>(call, x, call.num_inputs, call.num_inputs, panel, begin, end);
-}
-
-static void matmul_panel_q8(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
-  const float* x = static_cast<const float*>(inputs);
-  multiply_panel<Q8Panel>(call, x, call.num_inputs, call.num_inputs, panel, begin, end);
 }

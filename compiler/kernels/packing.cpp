@@ -1,9 +1,8 @@
 // Lays weights out in the order in which the matmul reads them.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
-#include "kernels.h"
+#include "quantized_layout.h"
 #include "thread_pool.h"
 
 namespace max_kernels {
@@ -14,17 +13,6 @@ uint16_t round_to_bf16(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   if (value != value) return static_cast<uint16_t>((bits >> 16) | 0x40);  // rounding could make NaN infinite
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// To nearest, ties to even; the scales that this is for are neither NaN nor too large for float16.
-uint16_t round_to_f16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (bits < (uint32_t{113} << 23)) {  // below 2**-14 the last bit stands for 2**-24
-    return static_cast<uint16_t>(std::nearbyint(value * 0x1p24f));
-  }
-  bits -= uint32_t{112} << 23;
-  return static_cast<uint16_t>((bits + 0xfff + ((bits >> 13) & 1)) >> 13);
 }
 
 float read_f32(const Packing& call, int64_t at) {
@@ -40,10 +28,6 @@ uint16_t read_bf16(const Packing& call, int64_t at) {
   return round_to_bf16(static_cast<const float*>(call.source)[at]);
 }
 
-int64_t padded_inputs(Encoding encoding, int64_t num_inputs) {
-  return encoding == Encoding::kBf16 ? num_inputs + num_inputs % 2 : num_inputs;
-}
-
 int64_t packed_column(const Packing& call, int64_t column) {
   column += call.first_column;
   if (call.columns == Columns::kPlain) return column;
@@ -51,47 +35,38 @@ int64_t packed_column(const Packing& call, int64_t column) {
   return column / kHalfPanel * kPanelColumns + half + column % kHalfPanel;
 }
 
-uint8_t* q8_block(const Packing& call, int64_t column, int64_t block) {
-  return call.packed + (column / kPanelColumns * (call.num_inputs / kQ8Inputs) + block) * kQ8BlockBytes;
-}
-
-// As GGUF's reference does it: a scale of the largest magnitude / 127, halves away from zero.
-void quantize_q8(const Packing& call, int64_t from, uint16_t& scale, int8_t (&values)[kQ8Inputs]) {
-  float elements[kQ8Inputs], largest = 0;
-  for (int64_t k = 0; k < kQ8Inputs; ++k) {
-    elements[k] = read_f32(call, from + k * call.input_stride);
-    largest = std::max(largest, std::fabs(elements[k]));
+// One column's block of inputs in GGUF's order: given so, or quantized into `made`.
+const uint8_t* source_block(const Packing& call, int64_t column, int64_t block, uint8_t* made) {
+  const BlockSize size = block_size(call.encoding);
+  if (call.source_kind == Source::kBlocks) {
+    const int64_t num_blocks = call.num_inputs / size.inputs;
+    return static_cast<const uint8_t*>(call.source) + (column * num_blocks + block) * size.bytes;
   }
-  const float unit = largest / 127, per_unit = unit == 0 ? 0 : 1 / unit;
-  scale = round_to_f16(unit);
-  for (int64_t k = 0; k < kQ8Inputs; ++k) values[k] = static_cast<int8_t>(std::round(elements[k] * per_unit));
+  float elements[kSuperBlocks * kBlockInputs];
+  const int64_t from = column * call.output_stride + block * size.inputs * call.input_stride;
+  for (int64_t k = 0; k < size.inputs; ++k) elements[k] = read_f32(call, from + k * call.input_stride);
+  quantize_block(call.encoding, elements, made);
+  return made;
 }
 
-void pack_q8_columns(const Packing& call, int64_t first, int64_t last) {
-  const int64_t num_blocks = call.num_inputs / kQ8Inputs;
+void pack_quantized(const Packing& call, int64_t first, int64_t last) {
+  const BlockSize size = block_size(call.encoding);
+  const int64_t num_blocks = call.num_inputs / size.inputs, panel_block = size.bytes * kPanelColumns;
   for (int64_t block = 0; block < num_blocks; ++block) {
     for (int64_t column = first; column < last; ++column) {
-      uint16_t scale;
-      int8_t values[kQ8Inputs];
-      if (call.source_kind == Source::kQ8_0) {
-        const uint8_t* given = static_cast<const uint8_t*>(call.source) + (column * num_blocks + block) * kQ8SourceBytes;
-        std::memcpy(&scale, given, sizeof scale);
-        std::memcpy(values, given + sizeof scale, sizeof values);
-      } else {
-        quantize_q8(call, column * call.output_stride + block * kQ8Inputs * call.input_stride, scale, values);
-      }
-      const int64_t to = packed_column(call, column), lane = to % kPanelColumns;
-      uint8_t* out = q8_block(call, to, block);
-      std::memcpy(out + lane * sizeof scale, &scale, sizeof scale);
-      out += kPanelColumns * sizeof scale + lane;
-      for (int64_t k = 0; k < kQ8Inputs; ++k) out[k * kPanelColumns] = static_cast<uint8_t>(values[k]);
+      uint8_t made[block_size(Encoding::kQ6K).bytes];
+      const int64_t to = packed_column(call, column);
+      uint8_t* out = call.packed + (to / kPanelColumns * num_blocks + block) * panel_block;
+      const Block apart = read_block(call.encoding, source_block(call, column, block, made));
+      write_block(call.encoding, apart, out, to % kPanelColumns);
     }
   }
 }
 
 void pack_columns(const Packing& call, int64_t first, int64_t last) {
   constexpr int64_t kBlock = 64;  // inputs, so that a block of a panel stays in the first-level cache
-  const int64_t rows = padded_inputs(call.encoding, call.num_inputs);
+  const int64_t pairs = block_size(call.encoding).inputs;
+  const int64_t rows = (call.num_inputs + pairs - 1) / pairs * pairs;
   for (int64_t begin = 0; begin < call.num_inputs; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, call.num_inputs);
     for (int64_t column = first; column < last; ++column) {
@@ -112,11 +87,16 @@ void pack_columns(const Packing& call, int64_t first, int64_t last) {
 
 }  // namespace
 
+const char* name_of(Encoding encoding) {
+  constexpr const char* names[kNumEncodings] = {"float32", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"};
+  return names[static_cast<int>(encoding)];
+}
+
 int64_t packed_bytes(Encoding encoding, Epilogue epilogue, int64_t num_inputs, int64_t num_outputs) {
-  const int64_t width = epilogue == Epilogue::kSwiglu ? kHalfPanel : kPanelColumns;
+  const int64_t width = is_gated(epilogue) ? kHalfPanel : kPanelColumns;
   const int64_t columns = (num_outputs + width - 1) / width * kPanelColumns;
-  if (encoding == Encoding::kQ8_0) return columns / kPanelColumns * (num_inputs / kQ8Inputs) * kQ8BlockBytes;
-  return columns * padded_inputs(encoding, num_inputs) * (encoding == Encoding::kF32 ? 4 : 2);
+  const BlockSize size = block_size(encoding);
+  return columns * ((num_inputs + size.inputs - 1) / size.inputs) * size.bytes;
 }
 
 std::string pack(const Packing& call) {
@@ -124,13 +104,26 @@ std::string pack(const Packing& call) {
       call.first_column + call.num_columns > call.total_columns) {
     return "the columns do not fit the packed matrix";
   }
-  const bool q8 = call.encoding == Encoding::kQ8_0;
-  if (q8 && call.num_inputs % kQ8Inputs != 0) return "q8_0 needs a multiple of 32 inputs";
-  if (!q8 && call.source_kind == Source::kQ8_0) return "blocks of q8_0 are packed as q8_0";
+  const bool quantized = is_quantized(call.encoding);
+  const int64_t block = block_size(call.encoding).inputs;
+  if (quantized && call.num_inputs % block != 0) {
+    return std::string(name_of(call.encoding)) + " needs a multiple of " + std::to_string(block) + " inputs";
+  }
+  if (!quantized && call.source_kind == Source::kBlocks) return "blocks are packed in their own encoding";
   constexpr int64_t kChunk = kPanelColumns;
   parallel_for((call.num_columns + kChunk - 1) / kChunk, [&](int64_t i) {
-    (q8 ? pack_q8_columns : pack_columns)(call, i * kChunk, std::min((i + 1) * kChunk, call.num_columns));
+    (quantized ? pack_quantized : pack_columns)(call, i * kChunk, std::min((i + 1) * kChunk, call.num_columns));
   });
+  return "";
+}
+
+std::string quantize(Encoding encoding, const float* elements, int64_t num_elements, uint8_t* blocks) {
+  const BlockSize size = block_size(encoding);
+  if (!is_quantized(encoding) || num_elements < 0 || num_elements % size.inputs != 0) {
+    return "only whole blocks of a quantized encoding can be made";
+  }
+  parallel_for(num_elements / size.inputs,
+               [&](int64_t i) { quantize_block(encoding, elements + i * size.inputs, blocks + i * size.bytes); });
   return "";
 }
 

@@ -75,26 +75,6 @@ static void multiply_bf16(const TileShape& t, const uint16_t* w, int64_t w_strid
   finish(t, sum);
 }
 
-// w: a panel's blocks of q8_0; `column` is the panel's first column in this tile. Weights are widened to float32, exactly.
-template <int Rows, int Vectors>
-static void multiply_q8(const TileShape& t, const uint8_t* w, int64_t column) {
-  Vec sum[Rows][Vectors];
-  start(t, sum);
-  for (int64_t begin = 0; begin < t.num_inputs; begin += kQ8Inputs, w += kQ8BlockBytes) {
-    Vec scale[Vectors];
-    for (int v = 0; v < Vectors; ++v)
-      scale[v] = load_f16(reinterpret_cast<const uint16_t*>(w) + column + v * kLanes);
-    const int8_t* values = reinterpret_cast<const int8_t*>(w) + kPanelColumns * 2 + column;
-    for (int64_t k = begin; k < begin + kQ8Inputs; ++k, values += kPanelColumns) {
-      Vec weights[Vectors];
-      for (int v = 0; v < Vectors; ++v) weights[v] = load_int8(values + v * kLanes) * scale[v];
-      if (k % 2 == 0) __builtin_prefetch(values + kPrefetch);
-      accumulate<Rows, Vectors>(t.x + k, t.x_stride, weights, sum);
-    }
-  }
-  finish(t, sum);
-}
-
 template <class Weight>
 using Multiply = void (*)(const TileShape&, const Weight*, int64_t);
 
@@ -106,5 +86,4 @@ struct Tiles<Vectors, Indices<R...>> {
   static constexpr Multiply<float> f32[] = {multiply_f32<R + 1, Vectors, true>...};
   static constexpr Multiply<float> cached_f32[] = {multiply_f32<R + 1, Vectors, false>...};
   static constexpr Multiply<uint16_t> bf16[] = {multiply_bf16<R + 1, Vectors>...};
-  static constexpr Multiply<uint8_t> q8[] = {multiply_q8<R + 1, Vectors>...};
 };

@@ -1,35 +1,45 @@
 // Vectors of kLanes floats, for the instruction set that the including file is compiled for.
 //
 // Included once per instruction set, inside its namespace and behind its target pragma; needs kLanes,
-// multiply_add(), load_bf16(), load_int8() and lane_bits(), a comparison's lanes as bits. Nothing of the standard library
-// may be instantiated there: the linker would keep one copy of it, perhaps that of the largest instruction set, for
-// everybody.
+// multiply_add(), load_bf16(), lane_bits(), a comparison's lanes as bits, and, for quantized weights, load_f16(). Nothing
+// of the standard library may be instantiated there: the linker would keep one copy of it, perhaps that of the largest
+// instruction set, for everybody.
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
 typedef float VecAnywhere __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t BitsAnywhere __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
 
+typedef int32_t BitsOfBytes __attribute__((vector_size(4 * kLanes), aligned(1), may_alias));
+typedef int8_t NarrowBytes __attribute__((vector_size(kLanes)));
+typedef uint8_t NarrowUnsigned __attribute__((vector_size(kLanes)));
+
 #define MAX_INLINE static inline __attribute__((always_inline))
+#define MAX_MEMBER inline __attribute__((always_inline))
 
 MAX_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAnywhere*>(p); }
 MAX_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecAnywhere*>(p) = v; }
 MAX_INLINE Vec broadcast(float x) { return x - Vec{}; }
+MAX_INLINE Bits load_bits(const uint8_t* p) { return *reinterpret_cast<const BitsOfBytes*>(p); }
+MAX_INLINE void store_bits(uint8_t* p, Bits v) { *reinterpret_cast<BitsOfBytes*>(p) = v; }
+MAX_INLINE Bits broadcast_bits(int32_t x) { return x - Bits{}; }
+
+// One byte per lane.
+MAX_INLINE Bits widen_bytes(const uint8_t* p) {
+  NarrowUnsigned bytes;
+  __builtin_memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Bits);
+}
+MAX_INLINE Bits widen_signed_bytes(const uint8_t* p) {
+  NarrowBytes bytes;
+  __builtin_memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Bits);
+}
 
 // Two neighbours of bfloat16 per lane; widening them is a shift and a mask.
 MAX_INLINE Bits load_pairs(const uint16_t* p) { return *reinterpret_cast<const BitsAnywhere*>(p); }
 MAX_INLINE Vec first_of_pairs(Bits pairs) { return reinterpret_cast<Vec>(pairs << 16); }
 MAX_INLINE Vec second_of_pairs(Bits pairs) { return reinterpret_cast<Vec>(pairs & static_cast<int32_t>(0xffff0000u)); }
-
-// float16 of any finite value; exact, also below 2**-14, where denormals of float32 would be flushed.
-MAX_INLINE Vec load_f16(const uint16_t* p) {
-  const Bits half = reinterpret_cast<Bits>(load_bf16(p));  // its bits in the upper half of each lane
-  const Bits magnitude = (half >> 3) & 0x0fffe000;
-  const Vec normal = reinterpret_cast<Vec>(magnitude + (112 << 23));
-  const Vec tiny = __builtin_convertvector((half >> 16) & 0x3ff, Vec) * 0x1p-24f;
-  const Vec value = magnitude < (1 << 23) ? tiny : normal;
-  return half < 0 ? -value : value;
-}
 
 // NaN stays NaN in both, as the comparison is false then.
 MAX_INLINE Vec at_least(Vec v, float low) { return broadcast(low) > v ? broadcast(low) : v; }

@@ -47,7 +47,7 @@ def rounded(array: np.ndarray, encoding: Encoding) -> np.ndarray:
 def packed(weights: list[np.ndarray], encoding: Encoding) -> np.ndarray:
     """One (outputs, inputs) matrix, or gate and up, in panels."""
     outputs, inputs = weights[0].shape
-    memory = np.zeros(LIB.packed_bytes(encoding, inputs, outputs, swiglu=len(weights) == 2), np.uint8)
+    memory = np.zeros(LIB.packed_bytes(encoding, inputs, outputs, gated=len(weights) == 2), np.uint8)
     if len(weights) == 1:
         LIB.pack(weights[0].T, memory, encoding)
     else:
@@ -263,7 +263,7 @@ def registered() -> None:
 def test_xla_calls_the_matmul(encoding: Encoding, epilogue: Epilogue) -> None:
     x, weights = normal(1, 3, 20), [normal(2, 7, 20), normal(3, 7, 20)][: 2 if epilogue == "swiglu" else 1]
     bias = [normal(4, 7)] if epilogue == "bias" else []
-    name = f"tested_max_matmul_{'f32' if encoding == 'float32' else 'bf16'}_v1"
+    name = f"tested_max_matmul_{'f32' if encoding == 'float32' else 'bf16'}_v2"
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((3, 7), np.float32))
     y = jax.jit(lambda *a: call(*a, epilogue=np.int64(EPILOGUES.index(epilogue))))(x, packed(weights, encoding), *bias)
     want = np.empty((3, 7), np.float32)
@@ -280,7 +280,7 @@ def test_xla_calls_the_argmax() -> None:
 
 @pytest.mark.usefixtures("registered")
 def test_xla_reports_what_is_wrong() -> None:
-    call = jax.ffi.ffi_call("tested_max_matmul_f32_v1", jax.ShapeDtypeStruct((3, 7), np.float32))
+    call = jax.ffi.ffi_call("tested_max_matmul_f32_v2", jax.ShapeDtypeStruct((3, 7), np.float32))
     x, weights = normal(1, 3, 20), packed([normal(2, 7, 20)], "float32")
     for arguments, epilogue, message in (
         ((x, weights[4:]), 0, "expected 2560 for 20 inputs and 7 outputs"),
