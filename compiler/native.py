@@ -107,7 +107,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Loads `path`. Raises MaxError if it is of another version, ConfigError if MAX_KERNELS_ISA cannot be used."""
         self._lib = ctypes.CDLL(str(path))
-        for name in ("isa", "select", "pack", "quantize", "matmul", "attention", "argmax"):
+        for name in ("isa", "select", "pack", "quantize", "matmul", "attention", "argmax", "logprobs"):
             self._function(name).restype = ctypes.c_char_p
         self._function("packed_bytes").restype = _int64
         self._function("packed_bytes").argtypes = [ctypes.c_int, ctypes.c_int, _int64, _int64]
@@ -161,14 +161,18 @@ class Library:
     def quantize(self, elements: np.ndarray, encoding: QuantizedEncoding) -> np.ndarray:
         """GGUF's blocks of float32 elements (rows, inputs), as (rows, bytes) uint8: what `pack` makes of them.
 
-        q8_0 and q4_0 are those of GGUF's own quantizer; q4_k and q6_k come from a search for the scales of least squared
+        q8_0 and q4_0 are those of GGUF's own quantizer; q4_k and q6_k come from a search for scales of least squared
         error. Raises ValueError unless inputs are whole blocks: 32 for q8_0 and q4_0, 256 for q4_k and q6_k.
         """
         block, nbytes = BLOCKS[encoding]
         blocks = np.empty((elements.shape[0], elements.shape[1] // block * nbytes), np.uint8)
         if elements.shape[1] % block:
             raise ValueError(f"{encoding} needs a multiple of {block} inputs")
-        arguments = (get_args(Encoding).index(encoding), _pointer(_address(elements, np.float32)), _int64(elements.size))
+        arguments = (
+            get_args(Encoding).index(encoding),
+            _pointer(_address(elements, np.float32)),
+            _int64(elements.size),
+        )
         _raise(self._function("quantize")(*arguments, _pointer(blocks.ctypes.data)))
         return blocks
 
@@ -193,7 +197,9 @@ class Library:
         """
         blocks = source.dtype == np.uint8
         if source.dtype.name not in _SOURCES or (blocks and not (encoding in BLOCKS and source.flags.c_contiguous)):
-            raise ValueError(f"weights are float32, bfloat16 or blocks of their encoding, not {source.dtype} for {encoding}")
+            raise ValueError(
+                f"weights are float32, bfloat16 or blocks of their encoding, not {source.dtype} for {encoding}"
+            )
         inputs, outputs = source.shape
         if blocks:
             block, nbytes = BLOCKS[encoding]

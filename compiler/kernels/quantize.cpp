@@ -114,11 +114,17 @@ void settle_line(const float* x, float unit, float minimum_unit, float scale, fl
   }
 }
 
+// Of which 63 reach the largest: among the small float16 the nearest one would fall short by much.
+uint16_t unit_of_6_bits(float largest) {
+  const uint16_t nearest = round_to_f16(largest / 63);
+  return static_cast<uint16_t>(63 * widen_f16(nearest) < largest ? nearest + 1 : nearest);
+}
+
 void quantize_q4_k(const float* x, uint8_t* gguf) {
   float scale[8], low[8];
   for (int i = 0; i < 8; ++i) search_line(x + 32 * i, scale[i], low[i]);
-  const uint16_t unit = round_to_f16(*std::max_element(scale, scale + 8) / 63);
-  const uint16_t minimum_unit = round_to_f16(-*std::min_element(low, low + 8) / 63);
+  const uint16_t unit = unit_of_6_bits(*std::max_element(scale, scale + 8));
+  const uint16_t minimum_unit = unit_of_6_bits(-*std::min_element(low, low + 8));
   put_f16(gguf, unit);
   put_f16(gguf + 2, minimum_unit);
   uint8_t chosen[8][2], codes[256];

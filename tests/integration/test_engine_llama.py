@@ -211,7 +211,7 @@ def test_draws_depend_on_seed_and_position_alone(make):
     assert len(set(batch["penalized"])) > len(set(batch["greedy"]))
 
 
-@pytest.mark.parametrize(("packing", "share"), [("bfloat16", 0.1), ("q8_0", 0.15)])
+@pytest.mark.parametrize(("packing", "share"), [("bfloat16", 0.1), ("q8_0", 0.25)])
 def test_smaller_encodings_stay_near_the_reference(tmp_path: Path, packing: Packing, share: float) -> None:
     """The share of the logits' std is what rounding weights and activations moves them by, not a fault of order."""
     pipeline = make_pipeline("mha_default", tmp_path, WHOLE, packing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from max import ConfigError
 from max.cache.binding import checkpoint_identity
 from max.compiler import native
-from max.compiler.weights import Packing, Weight, WeightTable, packed_bytes
+from max.compiler.weights import Packing, Weight, WeightTable, packed_shape, packing_of, packs
 from max.runtime.arena import Arena
 from max.runtime.checkpoint import Checkpoint
 from max.runtime.preparation_report import Report
@@ -79,22 +79,25 @@ def test_kernels_are_there_where_changes_are_judged() -> None:
     assert native.library() is not None, native.how_to_get()
 
 
-def test_q8_0_refuses_widths_that_are_no_whole_blocks() -> None:
-    with pytest.raises(ConfigError, match="multiples of 32"):
-        TABLE.pack("q8_0").weights[0].stored_shape  # noqa: B018  the shape is computed when it is asked for
+@pytest.mark.parametrize(("packing", "inputs"), [("q8_0", 32), ("q4_0", 32), ("q4_k", 256), ("q6_k", 256)])
+def test_quantizing_refuses_widths_that_are_no_whole_blocks(packing: Packing, inputs: int) -> None:
+    assert packs(packing, 3 * inputs) and not packs(packing, 3 * inputs - 1)
+    with pytest.raises(ConfigError, match=f"multiples of {inputs}"):
+        TABLE.pack(packing).weights[0].stored_shape  # noqa: B018  the shape is computed when it is asked for
 
 
 @needs_kernels
-@pytest.mark.parametrize("packing", ["float32", "bfloat16", "q8_0"])
+@pytest.mark.parametrize("packing", get_args(native.Encoding))
 @pytest.mark.parametrize("gated", [False, True])
 def test_sizes_are_those_of_the_kernels(packing: Packing, gated: bool) -> None:
     library = native.library()
     assert library is not None and packing
-    for inputs in (32, 64) if packing == "q8_0" else (1, 2, 5, 64):
+    for inputs in (256, 768) if packing in native.BLOCKS else (1, 2, 5, 64):
         for outputs in (1, 15, 16, 17, 31, 32, 33, 100):
             columns = 2 * outputs if gated else outputs
-            wanted = library.packed_bytes(packing, inputs, outputs, swiglu=gated)
-            assert packed_bytes(packing, inputs, columns, gated=gated) == wanted
+            wanted = library.packed_bytes(packing, inputs, outputs, gated=gated)
+            shape = packed_shape(packing, inputs, columns, gated=gated)
+            assert shape[0] * shape[1] == wanted and packing_of(shape) == packing
 
 
 @needs_kernels
