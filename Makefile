@@ -5,7 +5,7 @@ export PROMPT
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: generate test unit check dev wheel bench parity docs clean
+.PHONY: generate test unit check dev wheel bench peers parity docs clean
 
 generate: $(READY)  ## answer PROMPT with the built-in model
 	@$(BIN)/max generate --prompt "$$PROMPT"
@@ -26,8 +26,11 @@ dev: $(READY)  ## an environment to work in; afterwards `. .venv/bin/activate`
 wheel: $(READY)  ## build the wheel and generate text with it in a clean environment
 	@.ci/wheel
 
-bench: $(READY)  ## time the commands from start to exit
+bench: $(READY) peers  ## time the commands from start to exit, and the engine beside llama.cpp and OpenVINO
 	@$(BIN)/python -m max.bench.startup
+	@$(BIN)/python -m max.bench.compare
+
+peers: build/peers/llama/.ready build/peers/openvino/.ready  ## the environments of the engines to compare with
 
 parity: .venv-parity/.ready  ## make the references of transformers on torch anew
 	@.venv-parity/bin/python tests/parity/make_references.py
@@ -38,6 +41,16 @@ clean:  ## remove what was built, and the environments; artifacts in the user's 
 
 $(READY): pyproject.toml setup.py constraints.txt .ci/environment .ci/python $(wildcard compiler/kernels/*)
 	@.ci/environment
+	@touch $@
+
+build/peers/llama/.ready: bench/peers/requirements-llama.txt
+	@python=$$(.ci/python 3.12) && "$$python" -m venv --clear build/peers/llama
+	@CMAKE_ARGS="-DGGML_NATIVE=ON" build/peers/llama/bin/python -m pip install --quiet --no-binary llama-cpp-python --requirement $<
+	@touch $@
+
+build/peers/openvino/.ready: bench/peers/requirements-openvino.txt
+	@python=$$(.ci/python 3.11) && "$$python" -m venv --clear build/peers/openvino
+	@build/peers/openvino/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
 # torch publishes no build for the Python of this project everywhere; 3.11 has one.

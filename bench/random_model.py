@@ -49,7 +49,9 @@ _TEMPLATE = (
 )
 
 
-def write_checkpoint(folder: Path, size: str = "5m", dtype: str = "f32", seed: int = 0) -> None:
+def write_checkpoint(
+    folder: Path, size: str = "5m", dtype: str = "f32", seed: int = 0, *, max_position: int = 2048
+) -> None:
     """Writes the checkpoint; equal arguments give equal bytes. Raises KeyError for an unknown size or dtype."""
     stored, item_bytes, dtype_name = _DTYPES[dtype]
     vocab_size = SIZES[size]["vocab_size"]
@@ -60,7 +62,7 @@ def write_checkpoint(folder: Path, size: str = "5m", dtype: str = "f32", seed: i
         "model_type": "llama",
         **SIZES[size],
         "hidden_act": "silu",
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": max_position,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
@@ -181,8 +183,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="5m", help="number of parameters (default: 5m)")
     parser.add_argument("--dtype", choices=_DTYPES, default="f32", help="type of the stored weights (default: f32)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: 0)")
+    parser.add_argument("--max-position", type=int, default=2048, help="tokens of its context (default: 2048)")
     given = parser.parse_args(argv)
-    write_checkpoint(given.folder, given.size, given.dtype, given.seed)
+    write_checkpoint(given.folder, given.size, given.dtype, given.seed, max_position=given.max_position)
 
 
 if __name__ == "__main__":

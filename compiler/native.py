@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -229,6 +230,13 @@ class Library:
         epilogue: Epilogue = "none", bias: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """Fills y with x @ W without XLA. x: (M, K), y: (M, N), bias: (N,), all float32; raises ValueError."""
+        self.matmul_call(x, packed, y, encoding, epilogue=epilogue, bias=bias)()
+
+    def matmul_call(
+        self, x: np.ndarray, packed: np.ndarray, y: np.ndarray, encoding: Encoding, *,
+        epilogue: Epilogue = "none", bias: np.ndarray | None = None,
+    ) -> Callable[[], None]:  # fmt: skip
+        """`matmul` with its arguments checked now, to be called many times: the checks take longer than small calls."""
         if x.shape[0] != y.shape[0] or (epilogue == "bias") != (bias is not None):
             raise ValueError("the arguments of the matmul do not fit each other")
         if bias is not None and bias.shape != y.shape[1:]:
@@ -245,7 +253,7 @@ class Library:
             num_outputs=y.shape[1],
             weight_bytes=packed.nbytes,
         )
-        _raise(self._function("matmul")(ctypes.byref(call)))
+        return self._prepared("matmul", call, x, packed, y, bias)
 
     def argmax(self, x: np.ndarray) -> np.ndarray:
         """The index of each row's first highest value, NaN being the highest. x: (R, V) float32; (R,) int32 out."""
@@ -287,6 +295,13 @@ class Library:
         rows: np.ndarray, positions: np.ndarray, slots: np.ndarray, out: np.ndarray, *, scale: float,
     ) -> None:  # fmt: skip
         """Runs the attention of a step without XLA, on pages that it writes to; the shapes are those of the handler."""
+        self.attention_call(qkv, cos, sin, pages, page_table, rows, positions, slots, out, scale=scale)()
+
+    def attention_call(
+        self, qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray, pages: np.ndarray, page_table: np.ndarray,
+        rows: np.ndarray, positions: np.ndarray, slots: np.ndarray, out: np.ndarray, *, scale: float,
+    ) -> Callable[[], None]:  # fmt: skip
+        """`attention` with its arguments checked now, to be called many times."""
         _, _, kv_heads, page_tokens, head_dim = pages.shape
         tokens = rows.shape[0]
         heads = out.shape[1] // head_dim
@@ -315,7 +330,16 @@ class Library:
             pages_are_bf16=pages.dtype.name == "bfloat16",
             scale=scale,
         )
-        _raise(self._function("attention")(ctypes.byref(call)))
+        return self._prepared("attention", call, qkv, cos, sin, pages, page_table, rows, positions, slots, out)
+
+    def _prepared(self, name: str, call: ctypes.Structure, *memory: np.ndarray | None) -> Callable[[], None]:
+        """A call of a function with this structure; keeps the arrays alive that it points into."""
+        function, pointer = self._function(name), ctypes.byref(call)
+
+        def run(_kept: object = memory) -> None:
+            _raise(function(pointer))
+
+        return run
 
 
 def _address(array: np.ndarray, dtype: Any, writable: bool = False) -> int:

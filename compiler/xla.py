@@ -51,7 +51,9 @@ class _Host(NamedTuple):
 def _host() -> _Host:
     """The CPU client of this process, with the kernels registered where they were built."""
     xla_client = _jaxlib()
-    client = xla_client.make_cpu_client(asynchronous=True)
+    # A call computes on its caller's thread. Handed to one of XLA's, it would compete with the kernels' own for the
+    # CPUs: a decoding step of 349 M bfloat16 weights takes 10.6 ms on two CPUs this way and 15.3 ms the other.
+    client = xla_client.make_cpu_client(asynchronous=False)
     library = native.library()
     for name, handler in library.handlers().items() if library else ():
         xla_client.register_custom_call_target(name, handler, platform="cpu", api_version=1)
