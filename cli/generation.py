@@ -86,8 +86,9 @@ class Generation:
     def _start(self, folder: Path) -> tuple[Started, TextSide, list[int]]:
         """Checks all that was asked for first, so that a mistake is told before anything is compiled."""
         with ProgressBar() as progress:
-            checkpoint = Checkpoint.open(folder)
-            text = TextSide.load(folder, self.config.chat_template)
+            model = self.settings.of(ModelConfig)
+            checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
+            text = TextSide.load(folder, self.config.chat_template, model.weight_path)
             text.sampling(self.sampling)
             prompt = text.prompt_ids(self.config.prompt or "", apply_chat_template=self.config.apply_chat_template)
 

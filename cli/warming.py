@@ -26,10 +26,11 @@ def warm(settings: Settings) -> None:
     config = settings.of(WarmCacheConfig)
     named = settings.of(CompileConfig).devices if config.target is None else config.target
     target = Target.parse(named)
-    folder = model_folder(settings.of(ModelConfig))
+    model = settings.of(ModelConfig)
+    folder = model_folder(model)
     with ProgressBar() as progress:
-        checkpoint = Checkpoint.open(folder)
-        text = TextSide.load(folder)
+        checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
+        text = TextSide.load(folder, weight_path=model.weight_path)
         preparation = make_preparation(settings, checkpoint, text, progress, target=target, keep_weights=False)
         prepared = preparation.run()
     if config.json_output:

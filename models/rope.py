@@ -18,12 +18,16 @@ from .config_keys import number, optional
 if TYPE_CHECKING:
     import jax
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
 
 
 @dataclass(frozen=True)
 class Rope:
-    """The rotary embedding of a checkpoint; `scale` is the factor on cos and sin (YaRN's attention factor)."""
+    """The rotary embedding of a checkpoint.
+
+    scale:   the factor on cos and sin (YaRN's attention factor)
+    factors: what the rotation of each pair of dimensions is divided by, as GGUF files carry llama3 scaling
+    """
 
     dim: int
     theta: float = 10000.0
@@ -36,6 +40,7 @@ class Rope:
     beta_slow: float = 1.0
     truncate: bool = True
     scale: float = 1.0
+    factors: tuple[float, ...] = ()
 
     @staticmethod
     def from_hf(raw: dict[str, Any], head_dim: int) -> Rope:
@@ -70,6 +75,8 @@ def _parse(kind: RopeKind, given: dict[str, Any], raw: dict[str, Any], dim: int)
         return Rope(dim, theta, kind, number(given, "factor"), original_max_position=max_position)
     if kind == "linear":
         return Rope(dim, theta, kind, number(given, "factor"))
+    if kind == "factors":
+        return Rope(dim, theta, kind, factors=_factors(given, dim))
     # Phi-3 keeps the length beside rope_scaling; transformers lets that one win.
     key = "original_max_position_embeddings"
     original = optional(raw, key, optional(given, key, max_position))
@@ -96,6 +103,20 @@ def _parse(kind: RopeKind, given: dict[str, Any], raw: dict[str, Any], dim: int)
     )
 
 
+def _factors(given: dict[str, Any], dim: int) -> tuple[float, ...]:
+    values = given.get("factors")
+    if not isinstance(values, list) or len(values) != dim // 2 or not all(_is_factor(value) for value in values):
+        raise ModelError(
+            f"rope_scaling: factors are not {dim // 2} positive numbers, one for each pair of dimensions",
+            "Is the file complete? Convert the checkpoint again, or use the one that it was made from.",
+        )
+    return tuple(values)
+
+
+def _is_factor(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < math.inf
+
+
 def _yarn_scale(given: dict[str, Any], factor: float) -> float:
     """YaRN's attention factor: given, from the two mscales (DeepSeek), or 0.1 ln(factor) + 1."""
 
@@ -116,6 +137,8 @@ def inverse_frequencies(rope: Rope) -> np.ndarray:
     plain = np.float32(1) / (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
     if rope.kind == "linear":
         return plain / np.float32(rope.factor)
+    if rope.kind == "factors":
+        return plain / np.array(rope.factors, np.float32)
     if rope.kind == "llama3":
         return _llama3(rope, plain)
     if rope.kind == "yarn":

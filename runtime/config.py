@@ -10,6 +10,9 @@ from ..cache.fields import Section, setting
 Encoding = Literal["float32", "bfloat16", "q8_0", "q4_k", "q4_0", "q6_k", "float8_e4m3fn", "float4_e2m1fnx2", "gptq"]
 
 
+RopeType = Literal["none", "normal", "neox", "longrope", "yarn"]
+
+
 SUPPORTED_ENCODINGS = ("float32", "bfloat16", "q8_0")
 
 
@@ -17,7 +20,15 @@ class ModelConfig(Section):
     """The checkpoint and how it is read."""
 
     model_path: Path | None = setting(None, compiles=False, flag="--model")
-    """Folder of a checkpoint in the Hugging Face form; the built-in model without it."""
+    """A GGUF file, or the folder of a checkpoint in the Hugging Face form; the built-in model without it."""
+
+    weight_path: Path | None = setting(None, compiles=False)
+    """A GGUF or safetensors file whose weights are used instead of those in the folder, which gives the settings and
+    the tokenizer where it holds them; from the current folder, or from that of the model."""
+
+    rope_type: RopeType | None = setting(None, compiles=False)
+    """How a GGUF file has the queries and keys: normal, the two halves of each head interleaved, as llama.cpp's
+    converter writes Llama; or neox, as they are in the Hugging Face form [default: normal]."""
 
     quantization_encoding: Encoding | None = setting(None, compiles=True)
     """Encoding of the weights: float32, bfloat16 or q8_0, which quantizes them when they are prepared
@@ -33,7 +44,17 @@ class ModelConfig(Section):
                 f"--quantization-encoding {self.quantization_encoding} is not supported on cpu yet; "
                 f"there are {', '.join(SUPPORTED_ENCODINGS)}"
             )
+        if self.rope_type not in (None, "normal", "neox"):
+            raise ValueError(
+                f"--rope-type {self.rope_type} is not supported: it says how rows lie, normal or neox; "
+                "what is rotated, and how it is scaled, is read from the checkpoint"
+            )
         return self
+
+    @property
+    def rope_order(self) -> Literal["normal", "neox"]:
+        """How a GGUF file has the rows of queries and keys."""
+        return "neox" if self.rope_type == "neox" else "normal"
 
 
 class BatchConfig(Section):

@@ -29,13 +29,18 @@ _DOWNLOAD_AGAIN = "The file is damaged or its download is incomplete: download i
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `offset` counts bytes from the start of `file`; `shape` is the stored one."""
+    """Where one tensor lies: `offset` counts bytes from the start of `file`; `shape` is the stored one.
+
+    dtype:       one of ITEM_BYTES, or a type of GGUF
+    interleaved: the rows of each of so many heads lie as 0, D/2, 1, D/2 + 1, ...; 0 where rows lie in order
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    interleaved: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from .. import ConfigError, ModelError, RequestError
-from .checkpoint_json import read_json_object
 from .template_growth import LimitExceeded
 from .template_limits import MAX_OUTPUT_CHARS, LimitedEnvironment, metered
+from .text_files import TextFiles
 from .tokenizer import read_special_tokens
 
 MAX_TEMPLATE_BYTES = 64 * 1024
@@ -43,18 +43,17 @@ class ChatTemplate:
         self._templates = {name: _compiled(environment, name, source) for name, source in sources.items()}
 
     @staticmethod
-    def load(folder: str | Path, override: str | Path | None = None) -> ChatTemplate | None:
-        """Reads the template of the checkpoint in `folder`, None when it has none.
+    def load(files: TextFiles, override: str | Path | None = None) -> ChatTemplate | None:
+        """Reads the template of a checkpoint, None when it has none.
 
         chat_template.jinja (and additional_chat_templates/) wins over `chat_template` of tokenizer_config.json.
         override: a template, or the path of one, used in the place of the checkpoint's
         Raises: ModelError for a broken template or damaged file, ConfigError for an `override` that cannot be read.
         """
-        folder = Path(folder)
-        sources = _from_files(folder) or _from_config(folder) if override is None else _from_override(override)
+        sources = files.templates() or _from_config(files) if override is None else _from_override(override)
         if not sources:
             return None
-        return ChatTemplate(sources, read_special_tokens(folder))
+        return ChatTemplate(sources, read_special_tokens(files))
 
     def render(
         self,
@@ -165,18 +164,17 @@ def _to_json(
 def _from_override(override: str | Path) -> dict[str, str]:
     if isinstance(override, str) and ("{{" in override or "{%" in override):
         return {"default": override}
-    return {"default": _read(Path(override), ConfigError, "Give --chat-template a template or the path of one.")}
+    try:
+        return {"default": Path(override).read_text(encoding="utf-8")}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the chat template {override} cannot be read: {error}",
+            "Give --chat-template a template or the path of one.",
+        ) from error
 
 
-def _from_files(folder: Path) -> dict[str, str]:
-    named = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    if (default := folder / "chat_template.jinja").is_file():
-        named["default"] = default
-    return {name: _read(path, ModelError, "Download the file again.") for name, path in named.items()}
-
-
-def _from_config(folder: Path) -> dict[str, str]:
-    value = read_json_object(folder / "tokenizer_config.json").get("chat_template")
+def _from_config(files: TextFiles) -> dict[str, str]:
+    value = files.json("tokenizer_config.json").get("chat_template")
     match value:
         case None:
             return {}
@@ -185,17 +183,10 @@ def _from_config(folder: Path) -> dict[str, str]:
         case [*entries] if all(_is_named_template(entry) for entry in entries):
             return {entry["name"]: entry["template"] for entry in entries}
     raise ModelError(
-        f"{folder}/tokenizer_config.json: chat_template is neither text nor a list of named templates",
+        f"{files.path('tokenizer_config.json')}: chat_template is neither text nor a list of named templates",
         "Download the file again, or give a template with --chat-template FILE.",
     )
 
 
 def _is_named_template(entry: object) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
-
-
-def _read(path: Path, error_type: type[ConfigError] | type[ModelError], hint: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise error_type(f"the chat template {path} cannot be read: {error}", hint) from error

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .. import ModelError
-from .checkpoint_json import read_json_object
+from .text_files import TextFiles
 from .tokenizer import Tokenizer
 
 
@@ -30,16 +29,13 @@ class GenerationDefaults:
     max_new_tokens: int | None = None
 
     @staticmethod
-    def load(folder: str | Path, tokenizer: Tokenizer) -> GenerationDefaults:
-        """Reads the defaults of the checkpoint in `folder`; `tokenizer` is its own, and knows the id of eos_token.
+    def load(files: TextFiles, tokenizer: Tokenizer) -> GenerationDefaults:
+        """Reads the defaults of a checkpoint; `tokenizer` is its own, and knows the id of eos_token.
 
         Raises: ModelError for a damaged file, and for a value of the wrong type or out of its range.
         """
-        folder = Path(folder)
-        path = folder / "generation_config.json"
-        raw = read_json_object(path)
-        stop_token_ids = _token_ids(raw, path)
-        stop_token_ids |= _token_ids(read_json_object(folder / "config.json"), folder / "config.json")
+        path, raw = files.path("generation_config.json"), files.json("generation_config.json")
+        stop_token_ids = _token_ids(raw, path) | _token_ids(files.json("config.json"), files.path("config.json"))
         if tokenizer.eos_id is not None:
             stop_token_ids |= {tokenizer.eos_id}
         return GenerationDefaults(
@@ -54,7 +50,7 @@ class GenerationDefaults:
         )
 
 
-def _token_ids(raw: dict[str, Any], path: Path) -> frozenset[int]:
+def _token_ids(raw: dict[str, Any], path: str) -> frozenset[int]:
     """eos_token_id: one id, a list of ids, or nothing."""
     value = raw.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -66,7 +62,7 @@ def _token_ids(raw: dict[str, Any], path: Path) -> frozenset[int]:
 def _number(
     raw: dict[str, Any],
     key: str,
-    path: Path,
+    path: str,
     *,
     minimum: float = -math.inf,
     above: float = -math.inf,
@@ -83,14 +79,14 @@ def _number(
     return float(value)
 
 
-def _integer(raw: dict[str, Any], key: str, path: Path, *, minimum: int) -> int | None:
+def _integer(raw: dict[str, Any], key: str, path: str, *, minimum: int) -> int | None:
     value = raw.get(key)
     if value is not None and not (_is_integer(value) and value >= minimum):
         raise _wrong(key, value, path, f"an integer of at least {minimum}")
     return value
 
 
-def _boolean(raw: dict[str, Any], key: str, path: Path) -> bool | None:
+def _boolean(raw: dict[str, Any], key: str, path: str) -> bool | None:
     value = raw.get(key)
     if value is not None and not isinstance(value, bool):
         raise _wrong(key, value, path, "true or false")
@@ -101,6 +97,6 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _wrong(key: str, value: object, path: Path, allowed: str) -> ModelError:
+def _wrong(key: str, value: object, path: str, allowed: str) -> ModelError:
     shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:60] + "..."
     return ModelError(f"{path}: {key} is {shown}", f"It has to be {allowed}; correct it, or download the file again.")

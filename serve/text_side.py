@@ -13,36 +13,38 @@ from ..runtime.config import SamplingConfig
 from ..runtime.sampling import SamplingParams
 from .chat_template import ChatTemplate
 from .generation_defaults import GenerationDefaults
+from .text_files import find_text
 from .text_output import StopRules
 from .tokenizer import Tokenizer
 
 _DEFAULT_TOP_K = 255
-_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
 @dataclass(frozen=True)
 class TextSide:
-    """What a checkpoint's folder says about text; `template` is None where it has none."""
+    """What a checkpoint says about text; `template` is None where it has none.
 
-    folder: Path
+    files: those that all this was read from, besides the weights
+    """
+
+    files: list[Path]
     tokenizer: Tokenizer
     template: ChatTemplate | None
     defaults: GenerationDefaults
 
     @staticmethod
-    def load(folder: Path, chat_template: str | None = None) -> TextSide:
-        """Reads all files; `chat_template` is a template, or the path of one, to use instead. Raises ModelError."""
-        tokenizer = Tokenizer.load(folder)
+    def load(model: Path, chat_template: str | None = None, weight_path: Path | None = None) -> TextSide:
+        """Reads all of a folder or GGUF file, or of the GGUF file `weight_path` for a folder without a tokenizer.
+
+        `chat_template` is a template, or the path of one, to use instead of the checkpoint's. Raises ModelError.
+        """
+        files = find_text(model, weight_path)
+        tokenizer = Tokenizer.load(files)
         override: str | Path | None = chat_template
         if chat_template and "{" not in chat_template:
             override = Path(chat_template)
-        template = ChatTemplate.load(folder, override)
-        return TextSide(folder, tokenizer, template, GenerationDefaults.load(folder, tokenizer))
-
-    @property
-    def files(self) -> list[Path]:
-        """The files that all this was read from."""
-        return [path for name in _FILES if (path := self.folder / name).is_file()]
+        template = ChatTemplate.load(files, override)
+        return TextSide(files.present, tokenizer, template, GenerationDefaults.load(files, tokenizer))
 
     def prompt_ids(self, prompt: str, *, apply_chat_template: bool | None) -> list[int]:
         """The tokens of a prompt: as a user's message where there is a template, else as text.

@@ -7,15 +7,14 @@ tokenizer_config.json, which older releases obeyed for some model types, have no
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from .. import ModelError, RequestError
-from .checkpoint_json import read_json_object
 from .detokenize import TextStream, open_stream, token_bytes
+from .text_files import TextFiles
 
 
 class Tokenizer:
@@ -30,27 +29,17 @@ class Tokenizer:
         )
 
     @staticmethod
-    def load(folder: str | Path) -> Tokenizer:
+    def load(files: TextFiles) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json and special_tokens_map.json (the last two may be absent).
 
-        Raises: ModelError when there is no tokenizer.json, or when a file is damaged.
+        Raises: ModelError when there is no tokenizer, or when a file is damaged.
         """
-        folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ModelError(
-                f"{folder} has no tokenizer.json", "Download the checkpoint's tokenizer files, or name another folder."
-            )
-        try:
-            backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every kind of damage
-            raise ModelError(f"{path} cannot be read: {error}", "Download the file again.") from error
+        backend = files.backend()
         # Both are settings of training runs: they would cut long prompts or fill up short ones.
         backend.no_truncation()
         backend.no_padding()
-        config = read_json_object(folder / "tokenizer_config.json")
-        special_tokens = read_special_tokens(folder)
-        _add_listed_tokens(backend, config, path)
+        special_tokens = read_special_tokens(files)
+        _add_listed_tokens(backend, files)
         _mark_special(backend, special_tokens.values())
         return Tokenizer(backend, special_tokens)
 
@@ -101,11 +90,11 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
 
-def read_special_tokens(folder: Path) -> dict[str, str]:
+def read_special_tokens(files: TextFiles) -> dict[str, str]:
     """Role (bos_token, eos_token, ...) -> token; tokenizer_config.json wins over special_tokens_map.json."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for role, token in read_json_object(folder / name).items():
+        for role, token in files.json(name).items():
             if role.endswith("_token") and isinstance(text := _token_text(token), str):
                 found[role] = text
     return found
@@ -115,9 +104,10 @@ def _token_text(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _add_listed_tokens(backend: Backend, config: dict[str, Any], path: Path) -> None:
+def _add_listed_tokens(backend: Backend, files: TextFiles) -> None:
     """Adds the tokens of `added_tokens_decoder` that tokenizer.json lacks, each at the id that it is listed under."""
-    listed = config.get("added_tokens_decoder") or {}
+    config = "tokenizer_config.json"
+    listed = files.json(config).get("added_tokens_decoder") or {}
     try:
         entries = sorted((int(token_id), dict(entry)) for token_id, entry in listed.items())
         tokens = [
@@ -126,7 +116,7 @@ def _add_listed_tokens(backend: Backend, config: dict[str, Any], path: Path) -> 
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path.with_name('tokenizer_config.json')}: added_tokens_decoder is damaged ({error})",
+            f"{files.path(config)}: added_tokens_decoder is damaged ({error})",
             "It maps token ids to objects with `content`. Download the file again.",
         ) from error
     known = backend.get_added_tokens_decoder()
@@ -136,7 +126,7 @@ def _add_listed_tokens(backend: Backend, config: dict[str, Any], path: Path) -> 
         backend.add_tokens([token])
         if backend.token_to_id(token.content) != token_id:
             raise ModelError(
-                f"{path} and tokenizer_config.json disagree: {token.content!r} is token "
+                f"{files.path('tokenizer.json')} and {config} disagree: {token.content!r} is token "
                 f"{backend.token_to_id(token.content)} in the one and {token_id} in the other",
                 "Download both files again, from one revision of the checkpoint.",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 
 from .. import MaxError
 from ..runtime.checkpoint import Checkpoint
@@ -62,10 +63,10 @@ class WorkerStart:
 
     def _start(self) -> Ready:
         config, began = self._config, time.perf_counter()
-        checkpoint = Checkpoint.open(config.folder)
-        preparation = preparation_of(
-            config.pipeline, checkpoint, lambda: TextSide.load(config.folder), self._progress, keep_weights=True
-        )
+        model = config.pipeline.model
+        checkpoint = Checkpoint.open(config.folder, model.weight_path, model.rope_order)
+        text = partial(TextSide.load, config.folder, weight_path=model.weight_path)
+        preparation = preparation_of(config.pipeline, checkpoint, text, self._progress, keep_weights=True)
 
         def prepare() -> Prepared:
             prepared = preparation.run()

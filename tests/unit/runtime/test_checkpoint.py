@@ -308,7 +308,7 @@ def test_every_wrong_tensor_is_named_in_one_error(tmp_path: Path) -> None:
     assert "40 missing (absent0, absent1," in message and "absent11, and 28 more)" in message
     assert "1 unexpected (extra)" in message
     assert "1 misshapen (turned is (2, 3), config.json needs (3, 2))" in message
-    assert "1 not of a float type (whole is I32)" in message
+    assert "1 of a type that is not read (whole is I32)" in message
     assert "good" not in message and "inv_freq" not in message
 
 

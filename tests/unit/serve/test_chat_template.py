@@ -10,6 +10,7 @@ import pytest
 
 from max import ConfigError, ModelError, RequestError
 from max.serve.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate
+from max.serve.text_files import FolderText
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -49,7 +50,7 @@ def test_what_the_template_says_against_a_conversation_reaches_the_user() -> Non
 
 
 def test_chat_template_jinja_wins_over_the_config(tmp_path: Path) -> None:
-    assert ChatTemplate.load(tmp_path) is None
+    assert ChatTemplate.load(FolderText(tmp_path)) is None
     config = {"chat_template": "config {{ bos_token }}", "bos_token": {"content": "<bos>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert loaded(tmp_path).render(MESSAGES) == "config <bos>"
@@ -75,14 +76,14 @@ def test_an_override_is_a_template_or_a_path(tmp_path: Path) -> None:
     for override, expected in [("{{ 1 + 1 }}", "2"), (str(other), "other 1"), (other, "other 1")]:
         assert loaded(tmp_path, override).render(MESSAGES) == expected
     with pytest.raises(ConfigError, match="absent"):
-        ChatTemplate.load(tmp_path, tmp_path / "absent.jinja")
+        ChatTemplate.load(FolderText(tmp_path), tmp_path / "absent.jinja")
 
 
 @pytest.mark.parametrize("value", [7, ["x"], [{"name": "default"}], {"default": "x"}])
 def test_a_config_with_a_template_of_another_type_is_refused(tmp_path: Path, value: object) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
     with pytest.raises(ModelError, match="chat_template"):
-        ChatTemplate.load(tmp_path)
+        ChatTemplate.load(FolderText(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +183,6 @@ def test_a_conversation_that_makes_too_long_a_prompt_is_refused() -> None:
 
 
 def loaded(folder: Path, override: str | Path | None = None) -> ChatTemplate:
-    template = ChatTemplate.load(folder, override)
+    template = ChatTemplate.load(FolderText(folder), override)
     assert template is not None
     return template

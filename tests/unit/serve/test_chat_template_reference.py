@@ -8,6 +8,7 @@ import pytest
 
 from max import RequestError
 from max.serve.chat_template import ChatTemplate
+from max.serve.text_files import FolderText
 
 transformers = pytest.importorskip("transformers")
 
@@ -179,7 +180,7 @@ def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_template_renders_as_in_transformers(reference_folder: Path, template: str, conversation: str) -> None:
     (reference_folder / "chat_template.jinja").write_text(TEMPLATES[template])
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(reference_folder)
-    ours = ChatTemplate.load(reference_folder)
+    ours = ChatTemplate.load(FolderText(reference_folder))
     assert ours is not None
     messages = CONVERSATIONS[conversation]
     tool = {"type": "function", "name": "add", "description": "a < b & 'c'", "parameters": {"z": 1, "a": ["é"]}}
@@ -197,7 +198,7 @@ def test_a_template_renders_as_in_transformers(reference_folder: Path, template:
 def test_parts_of_content_render_as_in_transformers(reference_folder: Path) -> None:
     (reference_folder / "chat_template.jinja").write_text(GEMMA)
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(reference_folder)
-    ours = ChatTemplate.load(reference_folder)
+    ours = ChatTemplate.load(FolderText(reference_folder))
     assert ours is not None
     messages = [{"role": "user", "content": [{"type": "text", "text": " a "}, {"type": "text", "text": "b"}]}]
     assert ours.render(messages) == reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -206,7 +207,7 @@ def test_parts_of_content_render_as_in_transformers(reference_folder: Path) -> N
 def test_a_refusal_is_one_in_transformers_too(reference_folder: Path) -> None:
     (reference_folder / "chat_template.jinja").write_text(MISTRAL)
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(reference_folder)
-    ours = ChatTemplate.load(reference_folder)
+    ours = ChatTemplate.load(FolderText(reference_folder))
     assert ours is not None
     messages = [{"role": "assistant", "content": "a"}]
     with pytest.raises(Exception, match="must alternate"):

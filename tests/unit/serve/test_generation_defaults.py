@@ -9,6 +9,7 @@ from tokenizers.models import BPE
 
 from max import ModelError
 from max.serve.generation_defaults import GenerationDefaults
+from max.serve.text_files import FolderText
 from max.serve.tokenizer import Tokenizer
 
 
@@ -17,7 +18,7 @@ def load(folder: Path, eos_token: str | None = None, **files: object) -> Generat
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     special = {"eos_token": eos_token} if eos_token else {}
-    return GenerationDefaults.load(folder, Tokenizer(Backend(BPE({"a": 0, "b": 1}, [])), special))
+    return GenerationDefaults.load(FolderText(folder), Tokenizer(Backend(BPE({"a": 0, "b": 1}, [])), special))
 
 
 def test_a_checkpoint_that_says_nothing(tmp_path: Path) -> None:

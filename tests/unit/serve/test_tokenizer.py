@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from max import ModelError, RequestError
+from max.serve.text_files import FolderText
 from max.serve.tokenizer import Tokenizer
 
 
@@ -40,11 +41,11 @@ def folder(tmp_path: Path, backend_json: str) -> Path:
 
 def configure(folder: Path, **config: object) -> Tokenizer:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.load(folder)
+    return Tokenizer.load(FolderText(folder))
 
 
 def test_round_trip_without_any_config(folder: Path) -> None:
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(FolderText(folder))
     text = "hello world — ünïcode 👋"
     ids = tokenizer.encode(text, add_special_tokens=True)
     assert ids[0] == 0
@@ -55,7 +56,7 @@ def test_round_trip_without_any_config(folder: Path) -> None:
 
 
 def test_truncation_and_padding_of_the_file_are_not_applied(folder: Path) -> None:
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(FolderText(folder))
     assert len(tokenizer.encode("a" * 100, add_special_tokens=False)) == 100
     assert len(tokenizer.encode("a", add_special_tokens=False)) == 1
 
@@ -100,7 +101,7 @@ def test_opening_and_closing_tokens_are_those_of_transformers(
 
 
 def test_tokens_listed_in_the_config_only_are_added_at_their_ids(folder: Path) -> None:
-    size = Tokenizer.load(folder).vocab_size
+    size = Tokenizer.load(FolderText(folder)).vocab_size
     listed = {str(size): {"content": "<|call|>", "special": True}, str(size + 1): {"content": "<|note|>"}}
     tokenizer = configure(folder, added_tokens_decoder=listed)
     assert tokenizer.encode("<|note|><|call|>", add_special_tokens=False) == [size + 1, size]
@@ -121,7 +122,7 @@ def test_a_damaged_list_of_added_tokens_is_refused(folder: Path, listed: object)
 
 def test_a_folder_without_tokenizer_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer\.json") as caught:
-        Tokenizer.load(tmp_path)
+        Tokenizer.load(FolderText(tmp_path))
     assert str(tmp_path) in caught.value.message and caught.value.hint
 
 
@@ -129,7 +130,7 @@ def test_a_folder_without_tokenizer_json_is_named(tmp_path: Path) -> None:
 def test_a_damaged_tokenizer_json_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read") as caught:
-        Tokenizer.load(tmp_path)
+        Tokenizer.load(FolderText(tmp_path))
     assert caught.value.hint
 
 
@@ -137,18 +138,18 @@ def test_a_damaged_tokenizer_json_is_named(tmp_path: Path, content: bytes) -> No
 def test_a_damaged_config_is_named(folder: Path, content: str) -> None:
     (folder / "tokenizer_config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ModelError, match=r"tokenizer_config\.json"):
-        Tokenizer.load(folder)
+        Tokenizer.load(FolderText(folder))
 
 
 def test_lone_surrogates_are_refused(folder: Path) -> None:
     with pytest.raises(RequestError, match="character 3"):
-        Tokenizer.load(folder).encode("abc\ud800", add_special_tokens=False)
+        Tokenizer.load(FolderText(folder)).encode("abc\ud800", add_special_tokens=False)
 
 
 def test_the_tokenizer_needs_neither_transformers_nor_jax(folder: Path) -> None:
     script = (
-        "import sys; from max.serve.tokenizer import Tokenizer; "
-        f"Tokenizer.load({str(folder)!r}).encode('a', add_special_tokens=False); "
+        "import sys; from max.serve.tokenizer import Tokenizer; from max.serve.text_files import FolderText; "
+        f"Tokenizer.load(FolderText({str(folder)!r})).encode('a', add_special_tokens=False); "
         "print([name for name in ('transformers', 'jax', 'fastapi', 'pydantic', 'jinja2') if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=folder)

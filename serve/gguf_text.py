@@ -1,0 +1,167 @@
+"""The text side of a GGUF file: its metadata as the small files of the Hugging Face form.
+
+Source: "Tokenizer" in docs/gguf.md of ggml; the defaults are those of llama.cpp's `llama_vocab`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from .. import ModelError
+from ..runtime.gguf_file import read_header
+from .gguf_tokenizer import CONTROL, Vocabulary, build_tokenizer
+
+_ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}
+_ENDS = ("eos", "eot", "eom")
+# Models end their turns with more tokens than the one that the metadata name; llama.cpp knows these by their text.
+_END_TEXTS = {
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "<EOT>",
+}  # fmt: skip
+_HINT = "Convert the checkpoint again, or put its tokenizer.json beside the file and give the folder as --model."
+_MODEL, _TEMPLATE = "tokenizer.ggml.model", "tokenizer.chat_template"
+
+
+class GgufText:
+    """What the metadata of one GGUF file say about text."""
+
+    def __init__(self, file: Path) -> None:
+        """Reads the header; raises WeightError when it is damaged."""
+        self._file, self._metadata = file, read_header(file).metadata
+
+    @property
+    def present(self) -> list[Path]:
+        """None: the file is known by the checkpoint's identity already."""
+        return []
+
+    def path(self, name: str) -> str:
+        return f"{self._file} (in the place of {name})"
+
+    def json(self, name: str) -> dict[str, Any]:
+        """tokenizer_config.json with special tokens and templates, generation_config.json with the stop tokens."""
+        if name == "tokenizer_config.json":
+            templates = self._chat_templates()
+            return self._special_tokens() | ({"chat_template": templates} if templates else {})
+        if name == "generation_config.json":
+            return {"eos_token_id": sorted(self._end_ids())}
+        return {}
+
+    def templates(self) -> dict[str, str]:
+        return {}
+
+    def backend(self) -> Backend:
+        """The tokenizer of the metadata: the embedded tokenizer.json where there is one, else built from its lists."""
+        embedded = self._metadata.get("tokenizer.huggingface.json")
+        try:
+            if isinstance(embedded, str):
+                return Backend.from_str(embedded)
+            return build_tokenizer(self._vocabulary())
+        except ModelError:
+            raise
+        except Exception as error:  # the library raises bare Exception for merges or tokens that do not fit each other
+            raise self._damaged(f"the tokenizer cannot be built: {error}") from error
+
+    def _vocabulary(self) -> Vocabulary:
+        model = self._text(_MODEL)
+        if model not in ("gpt2", "llama"):
+            raise self._damaged(f"the tokenizer is of the kind {model!r}; gpt2 and llama are known")
+        tokens = self._texts("tokens")
+        types = self._numbers("token_type", len(tokens)) or [1] * len(tokens)
+        if model == "llama":
+            scores = self._numbers("scores", len(tokens))
+            if not scores:
+                raise self._damaged("tokenizer.ggml.scores is missing")
+            merges: list[str] = []
+        else:
+            scores, merges = [], self._texts("merges")
+        return Vocabulary(
+            kind="llama" if model == "llama" else "gpt2",
+            pre=self._text("tokenizer.ggml.pre", "default"),
+            tokens=tokens,
+            types=types,
+            scores=scores,
+            merges=merges,
+            special=self._ids(),
+            add_bos=self._flag("add_bos_token"),
+            add_eos=self._flag("add_eos_token"),
+            add_space_prefix=self._flag("add_space_prefix"),
+        )
+
+    def _ids(self) -> dict[str, int]:
+        """The token of each role, as far as the metadata give it."""
+        count = len(self._sequence("tokens"))
+        found = dict(_DEFAULT_IDS.get(self._metadata.get(_MODEL, ""), {}))
+        for role in {*_ROLES, *_ENDS}:
+            value = self._metadata.get(f"tokenizer.ggml.{role}_token_id")
+            if value is None:
+                continue
+            if type(value) is not int or not 0 <= value < count:
+                raise self._damaged(f"tokenizer.ggml.{role}_token_id is {value!r}, and there are {count} tokens")
+            found[role] = value
+        return {role: token_id for role, token_id in found.items() if token_id < count}
+
+    def _special_tokens(self) -> dict[str, str]:
+        ids = self._ids()
+        tokens = self._texts("tokens")
+        return {to: tokens[ids[role]] for role, to in _ROLES.items() if role in ids}
+
+    def _end_ids(self) -> set[int]:
+        ids, tokens = self._ids(), self._texts("tokens")
+        types = self._numbers("token_type", len(tokens))
+        named = {at for at, token in enumerate(tokens) if token in _END_TEXTS and types and types[at] == CONTROL}
+        return named | {ids[role] for role in _ENDS if role in ids}
+
+    def _chat_templates(self) -> str | list[dict[str, str]]:
+        """The one template, or named ones where there are more."""
+        default = self._text(_TEMPLATE, "")
+        named = {
+            key.removeprefix(f"{_TEMPLATE}."): self._text(key)
+            for key in self._metadata
+            if key.startswith(f"{_TEMPLATE}.")
+        }
+        if not named:
+            return default
+        templates = ({"default": default} if default else {}) | named
+        return [{"name": name, "template": template} for name, template in templates.items()]
+
+    def _text(self, key: str, default: str | None = None) -> str:
+        value = self._metadata.get(key, default)
+        if not isinstance(value, str):
+            raise self._damaged(f"{key} is missing" if value is None else f"{key} is no text")
+        return value
+
+    def _flag(self, name: str) -> bool | None:
+        value = self._metadata.get(f"tokenizer.ggml.{name}")
+        if value is not None and not isinstance(value, bool):
+            raise self._damaged(f"tokenizer.ggml.{name} is {value!r}, neither true nor false")
+        return value
+
+    def _sequence(self, name: str) -> Any:
+        value = self._metadata.get(f"tokenizer.ggml.{name}")
+        if value is None or isinstance(value, str) or not hasattr(value, "__len__"):
+            raise self._damaged(f"tokenizer.ggml.{name} is {'missing' if value is None else 'no list'}")
+        return value
+
+    def _texts(self, name: str) -> list[str]:
+        try:
+            texts = list(self._sequence(name))
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"tokenizer.ggml.{name} holds bytes that are no UTF-8: {error}") from None
+        if texts and not isinstance(texts[0], str):
+            raise self._damaged(f"tokenizer.ggml.{name} is no list of text")
+        return texts
+
+    def _numbers(self, name: str, count: int) -> list[Any]:
+        """As many numbers as there are tokens, or none."""
+        if f"tokenizer.ggml.{name}" not in self._metadata:
+            return []
+        values = list(self._sequence(name))
+        if len(values) != count or not all(isinstance(value, int | float) for value in values):
+            raise self._damaged(f"tokenizer.ggml.{name} is not one number for each of the {count} tokens")
+        return values
+
+    def _damaged(self, what: str) -> ModelError:
+        return ModelError(f"{self._file}: {what}", _HINT)
