@@ -1,4 +1,4 @@
-"""What is installed: the wheel holds every folder and data file, and the tested versions are complete and exact."""
+"""What is installed: an sdist builds a wheel with every folder, data file and kernel; the tested versions are exact."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -27,19 +29,36 @@ def packages_in_tree() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel built from a copy: an earlier build's leftovers would otherwise be packed again."""
-    work = tmp_path_factory.mktemp("wheel")
-    leave_out = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "tests")
-    shutil.copytree(ROOT, work / "source", ignore=leave_out)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
-    subprocess.run(
-        [*command, "--wheel-dir", str(work), str(work / "source")],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source distribution, made from a copy: an earlier build's leftovers would otherwise be packed again."""
+    work = tmp_path_factory.mktemp("sdist")
+    leave_out = shutil.ignore_patterns(
+        ".git", ".venv*", ".*_cache", "__pycache__", "build", "dist", "*.egg-info", "*.so"
     )
-    return zipfile.ZipFile(next(work.glob("*.whl")))
+    shutil.copytree(ROOT, work / "source", ignore=leave_out)
+    build = f"import setuptools.build_meta as backend; backend.build_sdist({str(work)!r})"
+    _run([sys.executable, "-c", build], work / "source")
+    return next(work.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> zipfile.ZipFile:
+    """A wheel built from the sdist, as an install from it would."""
+    _pip([], ["wheel", "--no-build-isolation", "--wheel-dir", str(sdist.parent), str(sdist)], sdist.parent)
+    return zipfile.ZipFile(next(sdist.parent.glob("*.whl")))
+
+
+def _pip(options: list[str], arguments: list[str], folder: Path) -> None:
+    command, *rest = arguments
+    _run([sys.executable, "-m", "pip", *options, command, "--no-deps", "--no-index", *rest], folder)
+
+
+def _run(command: list[str], folder: Path) -> str:
+    environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONSAFEPATH": "1"}
+    environ.pop("PYTHONPATH", None)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_every_folder_is_a_declared_package() -> None:
@@ -68,6 +87,32 @@ def test_the_wheel_holds_types_the_built_in_model_and_the_licence(wheel: zipfile
 @pytest.mark.skipif(shutil.which("c++") is None, reason="the kernels are built where a C++ compiler is")
 def test_the_wheel_holds_the_kernels(wheel: zipfile.ZipFile) -> None:
     assert [name for name in wheel.namelist() if re.fullmatch(r"max/compiler/_kernels\.cpython-.*\.so", name)]
+
+
+def test_the_sdist_holds_what_the_kernels_are_compiled_from(sdist: Path) -> None:
+    with tarfile.open(sdist) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    kernels = ROOT / "compiler" / "kernels"
+    assert {f"compiler/kernels/{path.name}" for path in kernels.iterdir() if path.suffix in (".cpp", ".h")} <= names
+    assert {"setup.py", "Makefile", "constraints.txt", "bench/peers/README.md", ".ci/run"} <= names
+
+
+@pytest.mark.slow
+def test_what_an_sdist_installs_finds_its_kernels_and_generates(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """In an environment of its own, to which the dependencies alone are lent: not this checkout."""
+    _run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "own")], tmp_path)
+    python = str(tmp_path / "own" / "bin" / "python")
+    site = Path(_run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], tmp_path).strip())
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    _pip(["--python", python], ["install", str(wheel.filename)], tmp_path)
+    ask = "import max; from max.compiler.native import library; print(max.__file__, library() is not None)"
+    assert _run([python, "-c", ask], tmp_path).split() == [
+        str(site / "max" / "__init__.py"),
+        str(bool(shutil.which("c++"))),
+    ]
+    command = [str(tmp_path / "own" / "bin" / "max"), "generate", "--prompt", "robot:", "--max-new-tokens", "4"]
+    small = ["--max-batch-size", "1", "--max-batch-input-tokens", "4", "--cache-dir", str(tmp_path / "cache")]
+    assert _run([*command, *small], tmp_path).strip()
 
 
 def test_the_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
