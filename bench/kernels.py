@@ -1,7 +1,8 @@
 """How fast the CPU kernels are: each beside a plain read of the same memory, and beside numpy.
 
-`python -m max.bench.kernels [--threads 1] [--isa avx2] [--json]`. With one thread the process is pinned and its CPU
-time is taken, which neighbours on the machine disturb least; with more it is wall time. Weights lie in the arena.
+`python -m max.bench.kernels [--threads 1] [--isa avx2] [--part sampling] [--json]`. With one thread the process is
+pinned and its CPU time is taken, which neighbours on the machine disturb least; with more it is wall time. Weights lie
+in the arena.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import get_args
 
@@ -19,11 +20,13 @@ import ml_dtypes
 import numpy as np
 
 from ..compiler.native import Encoding, Library, library
+from ..compiler.sampling import mask_words
 from ..runtime.arena import Arena
 
 _INPUTS, _OUTPUTS, _LAYERS = 1024, 2816, 24  # gate and up of a model of 350 M: more memory than any cache holds
 _ROWS = (1, 2, 4, 8, 12, 16, 32, 128, 512)
 _HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_TOKENS = 16, 8, 64, 64
+_PARTS = ("matmul", "sampling", "attention")
 _STEPS = ((1, 1, 64), (8, 1, 64), (1, 1, 1024), (1, 1, 8192), (8, 1, 8192), (1, 512, 512), (1, 512, 4096))
 """Rows, tokens of each in the step, tokens of context."""
 
@@ -99,6 +102,25 @@ class Bench:
         read = self.seconds([lambda: self.kernels.read(x)] * 20)
         return self.row(f"argmax {rows} x {vocabulary}", [lambda: self.kernels.argmax(x)] * 20, x.nbytes, x.size, read)
 
+    def samplers(self, rows: int, vocabulary: int) -> list[Row]:
+        """Drawing with different settings, and log probabilities; logits come from the cache as in `argmax`."""
+        rng = np.random.default_rng(0)
+        x = (3 * rng.standard_normal((rows, vocabulary))).astype(np.float32)
+        read = self.seconds([lambda: self.kernels.read(x)] * 20)
+        mask = np.full((rows, mask_words(vocabulary)), -1, np.int32)
+        nothing = np.zeros((1, vocabulary), np.int32), np.zeros((1, vocabulary), np.float32)
+        measured = []
+        for name, top_k, top_p in (("all", 0, 1.0), ("top-k 50", 50, 1.0), ("top-k 255", 255, 1.0), ("top-p", 0, 0.95),
+                                   ("top-k 50, top-p", 50, 0.95)):  # fmt: skip
+            settings = np.tile(np.array([1, top_p, 0, 1, 0, 0], np.float32), (rows, 1))
+            numbers = np.tile(np.array([top_k, 1, 2, 3, -1], np.int32), (rows, 1))
+            inputs = (x, mask, *nothing, settings, numbers)
+            calls: list[Callable[[], object]] = [lambda inputs=inputs: self.kernels.sample(*inputs)] * 20
+            measured.append(self.row(f"sample {rows} x {vocabulary}, {name}", calls, x.nbytes, x.size, read))
+        ids = np.zeros(rows, np.int32)
+        calls = [lambda: self.kernels.logprobs(x, ids, 20)] * 20
+        return [*measured, self.row(f"log probabilities {rows} x {vocabulary}", calls, x.nbytes, x.size, read)]
+
     def attention(self, dtype: type, rows: int, new: int, context: int) -> Row:
         """Steps of `rows` rows with `new` tokens each, the last of `context`, over pages of several layers."""
         per_row = -(-context // _PAGE_TOKENS)
@@ -131,9 +153,10 @@ class Bench:
 @click.command(help=__doc__)
 @click.option("--threads", default=1, show_default=True, help="Threads of the kernels; 0 for the CPUs of the process.")
 @click.option("--isa", default="", help="Instruction set; the best of the CPU if not given.")
+@click.option("--part", type=click.Choice(_PARTS), help="Measure only these; all if not given.")
 @click.option("--runs", default=7, show_default=True, help="Runs of each measurement, of which the median is taken.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
-def main(threads: int, isa: str, runs: int, as_json: bool) -> None:
+def main(threads: int, isa: str, part: str | None, runs: int, as_json: bool) -> None:
     kernels = library()
     if kernels is None:
         raise click.ClickException("the package was installed without a C++ compiler, so there are no kernels")
@@ -148,14 +171,24 @@ def main(threads: int, isa: str, runs: int, as_json: bool) -> None:
     def show(row: Row) -> None:
         click.echo(json.dumps({"isa": kernels.isa, "threads": threads, **asdict(row)}) if as_json else row.line())
 
-    for encoding in get_args(Encoding):
-        for row in bench.matmuls(encoding):
+    for each in _PARTS if part is None else (part,):
+        for row in _rows(bench, each):
             show(row)
-    show(bench.numpy_matmul())
-    show(bench.argmax(8, 32000))
-    for dtype in (np.float32, ml_dtypes.bfloat16):
-        for step in _STEPS:
-            show(bench.attention(dtype, *step))
+
+
+def _rows(bench: Bench, part: str) -> Iterator[Row]:
+    if part == "matmul":
+        for encoding in get_args(Encoding):
+            yield from bench.matmuls(encoding)
+        yield bench.numpy_matmul()
+    elif part == "sampling":
+        yield bench.argmax(8, 32_000)
+        for shape in ((8, 32_000), (1, 256_000)):
+            yield from bench.samplers(*shape)
+    else:
+        for dtype in (np.float32, ml_dtypes.bfloat16):
+            for step in _STEPS:
+                yield bench.attention(dtype, *step)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from .. import ConfigError, MaxError
+from .sampling import NUMBERS, SETTINGS, mask_words
 
 Encoding = Literal["float32", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"]
 QuantizedEncoding = Literal["q8_0", "q4_0", "q4_k", "q6_k"]
@@ -33,7 +34,7 @@ HANDLERS = (
     "max_matmul_q4_0_v1",
     "max_matmul_q4_k_v1",
     "max_matmul_q6_k_v1",
-    *("max_attention_v1", "max_argmax_v1", "max_logprobs_v1"),
+    *("max_attention_v1", "max_argmax_v1", "max_sample_v1", "max_logprobs_v1"),
 )
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 
@@ -95,6 +96,13 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Sampling(ctypes.Structure):
+    _fields_ = (
+        *((name, _pointer) for name in ("logits", "mask", "history", "bias", "settings", "numbers", "ids")),
+        *((name, _int64) for name in ("num_rows", "num_columns", "num_adjusted")),
+    )
+
+
 class _Logprobs(ctypes.Structure):
     _fields_ = (
         *((name, _pointer) for name in ("logits", "ids", "chosen", "top_ids", "top")),
@@ -108,7 +116,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Loads `path`. Raises MaxError if it is of another version, ConfigError if MAX_KERNELS_ISA cannot be used."""
         self._lib = ctypes.CDLL(str(path))
-        for name in ("isa", "select", "pack", "quantize", "matmul", "attention", "argmax", "logprobs"):
+        for name in ("isa", "select", "pack", "quantize", "matmul", "attention", "argmax", "sample", "logprobs"):
             self._function(name).restype = ctypes.c_char_p
         self._function("packed_bytes").restype = _int64
         self._function("packed_bytes").argtypes = [ctypes.c_int, ctypes.c_int, _int64, _int64]
@@ -261,6 +269,31 @@ class Library:
         sizes = (_int64(size) for size in x.shape)
         _raise(self._function("argmax")(_pointer(_address(x, np.float32)), *sizes, _pointer(result.ctypes.data)))
         return result
+
+    def sample(
+        self, logits: np.ndarray, mask: np.ndarray, history: np.ndarray, bias: np.ndarray, settings: np.ndarray,
+        numbers: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        """Draws one token per row without XLA; shapes and dtypes are those of the sampler graph. (R,) int32 out."""
+        rows, columns = logits.shape
+        shapes = ((rows, mask_words(columns)), bias.shape, (rows, len(SETTINGS)), (rows, len(NUMBERS)))
+        if (mask.shape, history.shape, settings.shape, numbers.shape) != shapes or bias.shape[1] != columns:
+            raise ValueError("the arguments of the sampler do not fit each other")
+        ids = np.empty(rows, np.int32)
+        call = _Sampling(
+            logits=_address(logits, np.float32),
+            mask=_address(mask, np.int32),
+            history=_address(history, np.int32),
+            bias=_address(bias, np.float32),
+            settings=_address(settings, np.float32),
+            numbers=_address(numbers, np.int32),
+            ids=ids.ctypes.data,
+            num_rows=rows,
+            num_columns=columns,
+            num_adjusted=bias.shape[0],
+        )
+        _raise(self._function("sample")(ctypes.byref(call)))
+        return ids
 
     def logprobs(self, logits: np.ndarray, ids: np.ndarray, num_top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The log-softmax of each row at its id and at its highest values, best first.

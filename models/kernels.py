@@ -50,6 +50,15 @@ def argmax(x: jax.Array) -> jax.Array:
     return jax.ffi.ffi_call("max_argmax_v1", jax.ShapeDtypeStruct(x.shape[:1], jnp.int32))(x)
 
 
+def sample(
+    logits: jax.Array, mask: jax.Array, history: jax.Array, bias: jax.Array, settings: jax.Array, numbers: jax.Array,
+    *, num_ids: int,
+) -> jax.Array:  # fmt: skip
+    """`sampler.sample_full` in the kernel: the same arguments; (num_ids,) int32 out, zeros behind the rows."""
+    result = jax.ShapeDtypeStruct((num_ids,), jnp.int32)
+    return jax.ffi.ffi_call("max_sample_v1", result)(logits, mask, history, bias, settings, numbers)
+
+
 def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`sampler.logprobs` in the kernel: the same arguments and results."""
     rows = logits.shape[0]

@@ -17,10 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..compiler import Graph, Module, TensorType
+from ..compiler.sampling import NUMBERS, SETTINGS, TOP_LOGPROBS, mask_words
 from . import kernels
-
-TOP_LOGPROBS = 20
-"""The most tokens whose probabilities are told beside the chosen one's, as in the OpenAI API."""
 
 _LANES = 128  # reductions run over this minor axis, which XLA:CPU vectorizes
 
@@ -32,20 +30,18 @@ def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, *, 
         return lambda *inputs: jnp.pad(sample(*inputs), (0, max_batch - rows))
 
     logits = TensorType("float32", (rows, vocab_size))
-    greedy = kernels.argmax if use_kernels else sample_greedy
-    Graph(f"sample_greedy_r{rows}", filled(greedy), {"logits": logits}, outputs=("ids",), module=module)
-    column = {"temperature": "float32", "top_k": "int32", "top_p": "float32", "min_p": "float32"}
-    column |= {f"{name}_penalty": "float32" for name in ("repetition", "frequency", "presence")}
+    greedy = filled(kernels.argmax if use_kernels else sample_greedy)
+    Graph(f"sample_greedy_r{rows}", greedy, {"logits": logits}, outputs=("ids",), module=module)
     inputs = {
         "logits": logits,
-        "bias": logits,
-        "prompt_counts": TensorType("int32", (rows, vocab_size)),
-        "output_counts": TensorType("int32", (rows, vocab_size)),
-        **{name: TensorType(dtype, (rows,)) for name, dtype in column.items()},
-        "seeds": TensorType("uint32", (rows, 2)),
-        "positions": TensorType("int32", (rows,)),
+        "mask": TensorType("int32", (rows, mask_words(vocab_size))),
+        "history": TensorType("int32", (max_batch, vocab_size)),
+        "bias": TensorType("float32", (max_batch, vocab_size)),
+        "settings": TensorType("float32", (rows, len(SETTINGS))),
+        "numbers": TensorType("int32", (rows, len(NUMBERS))),
     }
-    Graph(f"sample_full_r{rows}", filled(sample_full), inputs, outputs=("ids",), module=module)
+    full = partial(kernels.sample, num_ids=max_batch) if use_kernels else filled(sample_full)
+    Graph(f"sample_full_r{rows}", full, inputs, outputs=("ids",), module=module)
     name, inputs = f"sample_logprobs_r{rows}", {"logits": logits, "ids": TensorType("int32", (max_batch,))}
     told = partial(kernels.logprobs if use_kernels else logprobs, num_top=min(TOP_LOGPROBS, vocab_size))
     Graph(name, told, inputs, outputs=("chosen", "top_ids", "top"), module=module)
@@ -62,39 +58,41 @@ def sample_greedy(logits: jax.Array) -> jax.Array:
 
 
 def sample_full(
-    logits: jax.Array,
-    bias: jax.Array,
-    prompt_counts: jax.Array,
-    output_counts: jax.Array,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    min_p: jax.Array,
-    repetition_penalty: jax.Array,
-    frequency_penalty: jax.Array,
-    presence_penalty: jax.Array,
-    seeds: jax.Array,
-    positions: jax.Array,
+    logits: jax.Array, mask: jax.Array, history: jax.Array, bias: jax.Array, settings: jax.Array, numbers: jax.Array
 ) -> jax.Array:
-    """Draws one token per row, after penalties, bias, temperature, top-k, top-p and min-p.
+    """Draws one token per row, after penalties, bias, mask, temperature, top-k, top-p and min-p.
 
-    logits, bias: (R, V) float32; a bias of -inf bans a token
-    *_counts:     (R, V) int32, occurrences in the prompt and in the output so far
-    temperature:  (R,), 0 for the most likely token; top_k: (R,) int32, 0 for all; top_p, min_p: (R,)
-    *_penalty:    (R,); repetition divides or multiplies (1 for none), the other two subtract (0 for none)
-    seeds:        (R, 2) uint32; positions: (R,) int32
+    logits:   (R, V) float32
+    mask:     (R, V / 32) int32, the tokens that may come, as `mask_words` says
+    history:  (B, V) int32, twice the occurrences in the output so far, and one more where the prompt has the token
+    bias:     (B, V) float32, added to the logits
+    settings: (R, 6) float32, columns SETTINGS; repetition divides or multiplies, the other penalties subtract
+    numbers:  (R, 5) int32, columns NUMBERS; `adjusted` says which row of history and bias a row of logits has
     Returns (R,) int32.
     """
-    seen = (prompt_counts > 0) | (output_counts > 0)
-    repetition = repetition_penalty[:, None]
-    penalized = jnp.where(logits > 0, logits / repetition, logits * repetition)
-    adjusted = jnp.where(seen, penalized, logits)
-    adjusted -= frequency_penalty[:, None] * output_counts.astype(jnp.float32)
-    adjusted -= presence_penalty[:, None] * (output_counts > 0).astype(jnp.float32)
-    adjusted += bias
+    of = dict(zip(SETTINGS, settings.T, strict=True))
+    number = dict(zip(NUMBERS, numbers.T, strict=True))
+    place = jnp.maximum(number["adjusted"], 0)
+    is_adjusted = number["adjusted"][:, None] >= 0
+    adjusted = jnp.where(is_adjusted, _adjust(logits, history[place], bias[place], of), logits)
+    bits = mask[:, :, None] >> jnp.arange(32, dtype=jnp.int32)
+    allowed = (bits & 1).reshape(mask.shape[0], -1)[:, : logits.shape[1]] != 0
+    adjusted = jnp.where(allowed, adjusted, -jnp.inf)
     greedy = sample_greedy(adjusted)
-    drawn = _draw(adjusted, temperature, top_k, top_p, min_p, uniform(seeds, positions))
-    return jnp.where(temperature > 0, drawn, greedy)
+    seeds = lax.bitcast_convert_type(jnp.stack([number["seed_low"], number["seed_high"]], axis=1), jnp.uint32)
+    u = uniform(seeds, number["position"])
+    drawn = _draw(adjusted, of["temperature"], number["top_k"], of["top_p"], of["min_p"], u)
+    return jnp.where(of["temperature"] > 0, drawn, greedy)
+
+
+def _adjust(logits: jax.Array, history: jax.Array, bias: jax.Array, of: dict[str, jax.Array]) -> jax.Array:
+    """Penalties, then the bias; all (R, V) but the settings, (R,)."""
+    repetition, occurrences = of["repetition_penalty"][:, None], history >> 1
+    penalized = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    adjusted = jnp.where(history != 0, penalized, logits)
+    adjusted -= of["frequency_penalty"][:, None] * occurrences.astype(jnp.float32)
+    adjusted -= of["presence_penalty"][:, None] * (occurrences > 0).astype(jnp.float32)
+    return adjusted + bias
 
 
 def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array, jax.Array]:

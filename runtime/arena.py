@@ -80,6 +80,18 @@ class Arena:
         return {slot.name: self.view(slot.name) for slot in self.slots}
 
 
+def lazy_zeros(shape: tuple[int, ...], dtype: str | np.dtype | type) -> np.ndarray:
+    """Zeros at the start of a memory page, of which each takes memory once it is written. Raises CapacityError."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        mapping = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise CapacityError(
+            f"no memory for {nbytes / 1e9:.2f} GB: {error}", "Use a machine or container with more memory."
+        ) from None
+    return np.frombuffer(mapping, np.uint8)[:nbytes].view(dtype).reshape(shape)
+
+
 def _map(nbytes: int) -> np.ndarray:
     """Zeroed uint8 memory (nbytes,) that starts on a huge page; private, as shared memory reads at half the speed."""
     try:

@@ -91,7 +91,7 @@ class Engine:
         self.scheduler = Scheduler(limits)
         self.stats = EngineStats()
         self._models, self._check_state = models, check_state
-        self._sampler = Sampler(models, vocab_size)
+        self._sampler = Sampler(models, vocab_size, limits.max_batch)
         self._live: dict[str, Generation] = {}
 
     def add(self, request: Request) -> None:
@@ -226,4 +226,4 @@ def _sampled_row(sequence: Generation) -> SampledRow:
     output = sequence.output
     too_early = len(output) < request.min_new_tokens
     banned = sorted(request.stop_tokens) if too_early and not request.ignore_eos else ()
-    return SampledRow(request.sampling, request.prompt, output, len(sequence.tokens), banned)
+    return SampledRow(request.id, request.sampling, request.prompt, output, len(sequence.tokens), banned)

@@ -42,6 +42,14 @@ class Buffer:
         return np.array(self.to_numpy(), dtype=dtype, copy=copy)
 
 
+def share(array: np.ndarray) -> Buffer:
+    """The array as a buffer, without a copy where it starts at a 64-byte boundary, as all of `lazy_zeros` do.
+
+    What is written to the array is seen by later calls; nothing may be written while one that reads it is running.
+    """
+    return Buffer(xla.put(array), array.dtype.name, array.shape)
+
+
 @dataclass(frozen=True)
 class GraphSpec:
     """A graph as the artifact's manifest describes it; values are numbered as in compiler/segments.py."""

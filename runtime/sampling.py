@@ -10,7 +10,9 @@ import numpy as np
 
 from .. import RequestError
 from ..compiler import xla
-from .model import Buffer, Model
+from ..compiler.sampling import NUMBERS, SETTINGS, mask_words
+from .adjustments import Adjustments
+from .model import Buffer, Model, share
 
 _SEED_LIMIT = 1 << 64
 _LEAST_TEMPERATURE = 1e-30  # a smaller one may be zero in float32
@@ -65,13 +67,33 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SampledRow:
-    """One row of logits to sample. `banned` are token ids that must not come now; `position` is the new token's."""
+    """One row of logits to sample, at the new token's `position` in the row.
 
+    banned:  token ids that must not come now
+    allowed: (mask_words,) int32, a bit for each token that may come; None for all
+    """
+
+    request: str
     params: SamplingParams
     prompt: Sequence[int]
     output: Sequence[int]
     position: int
     banned: Sequence[int] = ()
+    allowed: np.ndarray | None = None
+
+    @property
+    def bias(self) -> dict[int, float]:
+        return self.params.bias
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.params.has_penalties
+
+    @property
+    def takes_the_largest(self) -> bool:
+        """Whether the token is the largest of the logits as they are."""
+        changed = self.has_penalties or self.bias or self.banned or self.allowed is not None
+        return self.params.is_greedy and not changed
 
 
 class Logprobs(NamedTuple):
@@ -85,38 +107,54 @@ class Logprobs(NamedTuple):
 class Sampler:
     """Chooses between the greedy and the full graph, and fills the inputs of the latter."""
 
-    def __init__(self, models: dict[str, Model], vocab_size: int) -> None:
+    def __init__(self, models: dict[str, Model], vocab_size: int, max_batch: int) -> None:
         self._models = models
         self._vocab_size = vocab_size
-        self._zeros: dict[tuple[int, str], Buffer] = {}
+        self._adjustments = Adjustments(max_batch, vocab_size)
+        self._all_allowed: dict[int, Buffer] = {}
+        self._last: Buffer | None = None  # of the full graph
 
     def sample(self, logits: Buffer, rows: Sequence[SampledRow]) -> Buffer:
         """The next token of each row, (max_batch,) int32 on the device. logits: (R, V) with R >= len(rows)."""
         count = logits.shape[0]
-        if all(row.params.is_greedy and not row.params.has_penalties and not row.banned for row in rows) and not any(
-            row.params.bias for row in rows
-        ):
+        if all(row.takes_the_largest for row in rows):
             return self._models[f"sample_greedy_r{count}"](logits)[0]
-        params = [row.params for row in rows] + [SamplingParams(temperature=0)] * (count - len(rows))
+        if self._last is not None:
+            xla.wait([self._last.array])
+        places = self._adjustments.places(rows)
+        settings, numbers = np.zeros((count, len(SETTINGS)), np.float32), np.zeros((count, len(NUMBERS)), np.int32)
+        settings[: len(rows)] = [self._settings(row.params) for row in rows]
+        numbers[: len(rows)] = [self._numbers(row, place) for row, place in zip(rows, places, strict=True)]
+        numbers[len(rows) :, -1] = -1
+        history, bias = self._adjustments.history, self._adjustments.bias
+        mask = self._mask(rows, count)
+        self._last = self._models[f"sample_full_r{count}"](logits, mask, history, bias, settings, numbers)[0]
+        return self._last
 
-        def column(dtype: type, values: list[float]) -> np.ndarray:
-            return np.array(values, dtype)
+    def _settings(self, params: SamplingParams) -> tuple[float, ...]:
+        """Columns SETTINGS."""
+        p = params
+        temperature = 0.0 if p.is_greedy else p.temperature
+        return temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty
 
-        inputs = [
-            self._bias(rows, count),
-            self._counts([row.prompt for row in rows], rows, count),
-            self._counts([row.output for row in rows], rows, count),
-            column(np.float32, [0.0 if p.is_greedy else p.temperature for p in params]),
-            column(np.int32, [min(max(p.top_k, 0), self._vocab_size) for p in params]),
-            column(np.float32, [p.top_p for p in params]),
-            column(np.float32, [p.min_p for p in params]),
-            column(np.float32, [p.repetition_penalty for p in params]),
-            column(np.float32, [p.frequency_penalty for p in params]),
-            column(np.float32, [p.presence_penalty for p in params]),
-            np.array([[p.seed & 0xFFFFFFFF, p.seed >> 32] for p in params], np.uint32),
-            np.array([row.position for row in rows] + [0] * (count - len(rows)), np.int32),
-        ]
-        return self._models[f"sample_full_r{count}"](logits, *inputs)[0]
+    def _numbers(self, row: SampledRow, place: int) -> tuple[int, ...]:
+        """Columns NUMBERS."""
+        seed = np.array([row.params.seed & 0xFFFFFFFF, row.params.seed >> 32], np.uint32).view(np.int32)
+        return min(max(row.params.top_k, 0), self._vocab_size), row.position, *seed.tolist(), place
+
+    def _mask(self, rows: Sequence[SampledRow], count: int) -> np.ndarray | Buffer:
+        words = mask_words(self._vocab_size)
+        if not any(row.banned or row.allowed is not None for row in rows):
+            if count not in self._all_allowed:
+                self._all_allowed[count] = share(np.full((count, words), -1, np.int32))
+            return self._all_allowed[count]
+        mask = np.full((count, words), -1, np.int32)
+        for i, row in enumerate(rows):
+            if row.allowed is not None:
+                mask[i] = row.allowed
+            for token in row.banned:
+                mask.view(np.uint32)[i, token // 32] &= np.uint32(0xFFFFFFFF ^ 1 << token % 32)
+        return mask
 
     def logprobs(self, logits: Buffer, ids: Buffer) -> Logprobs:
         """How likely the model holds ids, before any setting of a request, and what it holds likeliest, best first.
@@ -124,29 +162,3 @@ class Sampler:
         logits: (R, V); ids: (max_batch,) as `sample` gives them, of which the first R count
         """
         return Logprobs(*self._models[f"sample_logprobs_r{logits.shape[0]}"](logits, ids))
-
-    def _bias(self, rows: Sequence[SampledRow], count: int) -> np.ndarray | Buffer:
-        if not any(row.params.bias or row.banned for row in rows):
-            return self._zero(count, "float32")
-        bias = np.zeros((count, self._vocab_size), np.float32)
-        for i, row in enumerate(rows):
-            for token, value in row.params.bias.items():
-                bias[i, token] = value
-            bias[i, list(row.banned)] = -np.inf
-        return bias
-
-    def _counts(self, tokens: list[Sequence[int]], rows: Sequence[SampledRow], count: int) -> np.ndarray | Buffer:
-        if not any(row.params.has_penalties for row in rows):
-            return self._zero(count, "int32")
-        counts = np.zeros((count, self._vocab_size), np.int32)
-        for i, row in enumerate(rows):
-            if row.params.has_penalties:
-                counts[i] = np.bincount(np.asarray(tokens[i], np.int64), minlength=self._vocab_size)
-        return counts
-
-    def _zero(self, count: int, dtype: str) -> Buffer:
-        """Zeros (count, V) that all calls share, made once."""
-        if (count, dtype) not in self._zeros:
-            shape = (count, self._vocab_size)
-            self._zeros[count, dtype] = Buffer(xla.put_owned(shape, dtype), dtype, shape)
-        return self._zeros[count, dtype]

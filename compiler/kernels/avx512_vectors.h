@@ -15,4 +15,8 @@ static inline __m512 load_bf16(const uint16_t* p) {
 static inline __m512 load_f16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-static inline uint32_t lane_bits(__m512i lanes) { return _mm512_movepi32_mask(lanes); }
+typedef int32_t SixteenInts __attribute__((vector_size(64)));
+static inline uint32_t lane_bits(SixteenInts lanes) { return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes)); }
+static inline void store_lanes(float* p, __m512 v, uint32_t bits) {
+  _mm512_storeu_ps(p, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), v));
+}

@@ -50,6 +50,8 @@ const char* max_kernels_argmax(const float* x, int64_t num_rows, int64_t num_col
 
 const char* max_kernels_logprobs(const Logprobs* call) { return reported(logprobs(*call)); }
 
+const char* max_kernels_sample(const Sampling* call) { return reported(sample(*call)); }
+
 uint32_t max_kernels_read(const void* memory, int64_t bytes) {
   return kernels() == nullptr ? 0 : kernels()->read(memory, bytes);
 }

@@ -1,4 +1,5 @@
 // The kernels as XLA custom calls. A name's version changes with its arguments: executables outlive libraries.
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -101,6 +102,25 @@ ffi::Error argmax_handler(F32Matrix x, ffi::Result<IndexVector> result) {
   return reported(argmax(x.typed_data(), dims[0], dims[1], result->typed_data()));
 }
 
+// ids (B,) with B at least the rows; those beyond are 0.
+ffi::Error sample_handler(F32Matrix logits, Table mask, Table history, F32Matrix bias, F32Matrix settings,
+                          Table numbers, ffi::Result<IndexVector> ids) {
+  const auto dims = logits.dimensions();
+  const int64_t rows = dims[0], columns = dims[1], num_ids = ids->dimensions()[0];
+  const bool fits = mask.dimensions()[0] == rows && mask.dimensions()[1] == (columns + 31) / 32 &&
+                    history.dimensions()[1] == columns && bias.dimensions()[1] == columns &&
+                    history.dimensions()[0] == bias.dimensions()[0] && settings.dimensions()[0] == rows &&
+                    settings.dimensions()[1] * sizeof(float) == sizeof(SampleSettings) &&
+                    numbers.dimensions()[0] == rows &&
+                    numbers.dimensions()[1] * sizeof(int32_t) == sizeof(SampleNumbers) && num_ids >= rows;
+  if (!fits) return reported("the arguments of the sampler do not fit each other");
+  std::fill(ids->typed_data() + rows, ids->typed_data() + num_ids, 0);
+  return reported(sample({logits.typed_data(), mask.typed_data(), history.typed_data(), bias.typed_data(),
+                          reinterpret_cast<const SampleSettings*>(settings.typed_data()),
+                          reinterpret_cast<const SampleNumbers*>(numbers.typed_data()), ids->typed_data(), rows,
+                          columns, history.dimensions()[0]}));
+}
+
 // ids (B,) with B at least the rows of logits: those of the sampler, whose last ones may stand for no row.
 ffi::Error logprobs_handler(F32Matrix logits, IndexVector ids, ffi::Result<ffi::Buffer<ffi::F32, 1>> chosen,
                             ffi::Result<Table> top_ids, ffi::Result<F32Matrix> top) {
@@ -114,6 +134,17 @@ ffi::Error logprobs_handler(F32Matrix logits, IndexVector ids, ffi::Result<ffi::
 
 auto matmul_binding() {
   return ffi::Ffi::Bind().Arg<F32Buffer>().Arg<Bytes>().RemainingArgs().Ret<F32Buffer>().Attr<int64_t>("epilogue");
+}
+
+auto sample_binding() {
+  return ffi::Ffi::Bind()
+      .Arg<F32Matrix>()     // logits (R, V)
+      .Arg<Table>()         // mask (R, ceil(V / 32))
+      .Arg<Table>()         // history (A, V)
+      .Arg<F32Matrix>()     // bias (A, V)
+      .Arg<F32Matrix>()     // settings (R, 6), those of SampleSettings
+      .Arg<Table>()         // numbers (R, 5), those of SampleNumbers
+      .Ret<IndexVector>();  // (B,)
 }
 
 auto logprobs_binding() {
@@ -150,3 +181,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q6_k_v1, matmul_handler<Encoding::kQ6K>
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v1, attention_handler, attention_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v1, logprobs_handler, logprobs_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_sample_v1, sample_handler, sample_binding());

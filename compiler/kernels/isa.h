@@ -50,6 +50,8 @@ struct Kernels {
   void (*attend)(const Attention& call, QueryTile tile, float* scratch);
   // The index of the first highest value, or of the first NaN; count > 0.
   int64_t (*argmax_row)(const float* x, int64_t count);
+  // A token of a row, drawn at u in [0, 1); scratch holds sample_scratch() floats, 64-byte aligned.
+  int32_t (*sample_row)(const Sampling& call, int64_t row, double u, float* scratch);
   // The log probabilities of a row; scratch holds logprobs_scratch() floats, 64-byte aligned.
   void (*logprobs_row)(const Logprobs& call, int64_t row, float* scratch);
   // Reads memory once, but for a tail of less than 512 bytes; the result only keeps the reads alive.
@@ -67,7 +69,8 @@ extern const Kernels kAvx512Bf16Kernels;
 // Floats of scratch that `attend` needs for any tile of the call, the same for every instruction set.
 int64_t attention_scratch(const Attention& call);
 
-// Floats of scratch that `logprobs_row` needs.
+// Floats of scratch that `sample_row` and `logprobs_row` need.
+int64_t sample_scratch(const Sampling& call);
 int64_t logprobs_scratch(const Logprobs& call);
 
 // The kernels in use: the best that the CPU can run, or those of MAX_KERNELS_ISA; null if that one cannot be used.

@@ -27,7 +27,11 @@ static inline __m256 load_bf16(const uint16_t* p) {
 static inline __m256 load_f16(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-static inline uint32_t lane_bits(__m256i lanes) { return _mm256_movemask_ps(_mm256_castsi256_ps(lanes)); }
+typedef int32_t EightInts __attribute__((vector_size(32)));
+static inline uint32_t lane_bits(EightInts lanes) { return _mm256_movemask_ps(reinterpret_cast<__m256>(lanes)); }
+static inline void store_lanes(float* p, __m256 v, uint32_t bits) {
+  for (; bits != 0; bits &= bits - 1) *p++ = v[__builtin_ctz(bits)];
+}
 
 #include "vector.h"
 #include "dot_int16.h"
@@ -40,6 +44,7 @@ static inline uint32_t lane_bits(__m256i lanes) { return _mm256_movemask_ps(_mm2
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
+#include "sample_row.h"
 #include "logprobs_row.h"
 #include "memory_read.h"
 
@@ -56,6 +61,7 @@ const Kernels kAvx2Kernels = {
     avx2::write_token,
     avx2::attend,
     avx2::argmax_row,
+    avx2::sample_row,
     avx2::logprobs_row,
     avx2::read_memory,
 };

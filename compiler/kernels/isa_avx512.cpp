@@ -24,6 +24,7 @@ namespace avx512 {
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
+#include "sample_row.h"
 #include "logprobs_row.h"
 #include "memory_read.h"
 
@@ -40,6 +41,7 @@ const Kernels kAvx512Kernels = {
     avx512::write_token,
     avx512::attend,
     avx512::argmax_row,
+    avx512::sample_row,
     avx512::logprobs_row,
     avx512::read_memory,
 };

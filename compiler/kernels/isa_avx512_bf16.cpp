@@ -23,6 +23,7 @@ namespace avx512_bf16 {
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
+#include "sample_row.h"
 #include "logprobs_row.h"
 #include "memory_read.h"
 
@@ -96,6 +97,7 @@ const Kernels kAvx512Bf16Kernels = {
     avx512_bf16::write_token,
     avx512_bf16::attend,
     avx512_bf16::argmax_row,
+    avx512_bf16::sample_row,
     avx512_bf16::logprobs_row,
     avx512_bf16::read_memory,
 };

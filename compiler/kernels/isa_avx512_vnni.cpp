@@ -24,6 +24,7 @@ namespace avx512_vnni {
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
+#include "sample_row.h"
 #include "logprobs_row.h"
 #include "memory_read.h"
 
@@ -40,6 +41,7 @@ const Kernels kAvx512VnniKernels = {
     avx512_vnni::write_token,
     avx512_vnni::attend,
     avx512_vnni::argmax_row,
+    avx512_vnni::sample_row,
     avx512_vnni::logprobs_row,
     avx512_vnni::read_memory,
 };

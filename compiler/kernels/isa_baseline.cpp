@@ -40,6 +40,9 @@ static inline uint32_t lane_bits(FourInts lanes) {
   return (lanes[0] & 1) | (lanes[1] & 2) | (lanes[2] & 4) | (lanes[3] & 8);
 #endif
 }
+static inline void store_lanes(float* p, FourFloats v, uint32_t bits) {
+  for (; bits != 0; bits &= bits - 1) *p++ = v[__builtin_ctz(bits)];
+}
 
 #include "vector.h"
 #include "float16.h"
@@ -53,6 +56,7 @@ static inline uint32_t lane_bits(FourInts lanes) {
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
+#include "sample_row.h"
 #include "logprobs_row.h"
 #include "memory_read.h"
 
@@ -69,6 +73,7 @@ const Kernels kBaselineKernels = {
     baseline::write_token,
     baseline::attend,
     baseline::argmax_row,
+    baseline::sample_row,
     baseline::logprobs_row,
     baseline::read_memory,
 };

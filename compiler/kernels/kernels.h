@@ -114,6 +114,38 @@ std::string attention(const Attention& call);
 // The index of each row's first highest value, NaN being the highest. x: (num_rows, num_columns); result: (num_rows,)
 std::string argmax(const float* x, int64_t num_rows, int64_t num_columns, int32_t* result);
 
+// How a row's token is drawn.
+struct SampleSettings {
+  float temperature;  // 0 for the most likely token
+  float top_p;        // 1 for all
+  float min_p;        // 0 for all
+  float repetition;   // divides positive and multiplies negative logits of tokens that occurred; 1 for none
+  float frequency;    // subtracted for each occurrence in the output
+  float presence;     // subtracted once for those
+};
+struct SampleNumbers {
+  int32_t top_k;  // 0 for all
+  int32_t position;
+  uint32_t seed[2];
+  int32_t adjusted;  // the row of history and bias, or -1 for none
+};
+
+// One token for each row of logits, drawn by the inverse of the cumulative distribution at a uniform number that seed and
+// position alone decide. A row with a NaN gives token 0, or whatever else is in the vocabulary.
+struct Sampling {
+  const float* logits;             // (num_rows, num_columns)
+  const int32_t* mask;             // (num_rows, ceil(num_columns / 32)), bit c % 32 of word c / 32: may c come?
+  const int32_t* history;          // (num_adjusted, num_columns): 2 x occurrences in the output, + 1 if in the prompt
+  const float* bias;               // (num_adjusted, num_columns), added behind the penalties
+  const SampleSettings* settings;  // (num_rows,)
+  const SampleNumbers* numbers;    // (num_rows,)
+  int32_t* ids;                    // (num_rows,)
+  int64_t num_rows;
+  int64_t num_columns;
+  int64_t num_adjusted;
+};
+std::string sample(const Sampling& call);
+
 // Log-softmax of each row of (num_rows, num_columns) logits, at the row's own id and at its highest values, of which
 // the first of equal ones come first. NaN counts as the lowest number.
 struct Logprobs {

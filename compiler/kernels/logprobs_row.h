@@ -8,10 +8,9 @@ MAX_INLINE Vec finite(Vec v) {
 
 // Sums of exponentials stay short in float32; their sum is taken in float64.
 static double sum_of_exponentials(const float* x, int64_t count, float peak) {
-  constexpr int64_t kChunk = 64 * kLanes;
   double total = 0;
-  for (int64_t begin = 0; begin < count; begin += kChunk) {
-    const int64_t end = count - begin < kChunk ? count : begin + kChunk;
+  for (int64_t begin = 0; begin < count; begin += kSumChunk) {
+    const int64_t end = count - begin < kSumChunk ? count : begin + kSumChunk;
     Vec sum{};
     for (int64_t i = begin; i < end; i += kLanes) sum = sum + exponential(load_up_to(x + i, end - i) - peak);
     total += sum_of(sum);
@@ -39,7 +38,8 @@ static void logprobs_row(const Logprobs& call, int64_t row, float* scratch) {
   const double normalizer = __builtin_log(sum_of_exponentials(x, count, peak));
   call.chosen[row] = normalized(x[call.ids[row]], peak, normalizer);
 
-  const int64_t found = collect_reaching(stripes, bound_of_top(stripes, top, peak), values, columns);
+  const float bound = reached_by(maxima, stripes.number(), top, top / 4, peak);
+  const int64_t found = collect_reaching(stripes, bound, values, columns);
   float* best = call.top + row * top;
   int32_t* best_ids = call.top_ids + row * top;
   int64_t kept = 0;

@@ -4,7 +4,7 @@
 // A row cut into stripes of a few vectors. Each has a vector of `maxima`, the highest of its vectors lane by lane: as
 // many groups of values, of which k with a maximum of at least some bound prove that k values reach it.
 struct Stripes {
-  const float* x;  // no NaN
+  const float* x;
   int64_t count;
   int64_t vectors;  // of a stripe
   float* maxima;
@@ -19,6 +19,9 @@ MAX_INLINE int64_t vectors_of_stripe(int64_t count, int64_t k) {
   return fitting < 1 ? 1 : fitting > 8 ? 8 : fitting;
 }
 
+// As many values are added up in float32, in lanes; the sums of such chunks are added in float64.
+constexpr int64_t kSumChunk = 64 * kLanes;
+
 // A whole vector, or what is left of the row in front of -inf.
 MAX_INLINE Vec load_up_to(const float* x, int64_t count) {
   if (count >= kLanes) return load(x);
@@ -27,9 +30,10 @@ MAX_INLINE Vec load_up_to(const float* x, int64_t count) {
   return v;
 }
 
-// Fills the maxima, and returns the highest of them.
-static float fill_maxima(const Stripes& s) {
+// Fills the maxima, and returns the highest of them; NaN is passed over, and told where `has_nan` is given.
+static float fill_maxima(const Stripes& s, bool* has_nan = nullptr) {
   Vec highest = broadcast(-__builtin_inff());
+  Bits unordered{};
   for (int64_t i = 0; i < s.number(); ++i) {
     const int64_t begin = i * s.width();
     const int64_t end = s.count < begin + s.width() ? s.count : begin + s.width();
@@ -37,10 +41,12 @@ static float fill_maxima(const Stripes& s) {
     for (int64_t at = begin; at < end; at += kLanes) {
       const Vec v = load_up_to(s.x + at, end - at);
       of_stripe = v > of_stripe ? v : of_stripe;
+      unordered |= v != v;
     }
     store(s.maxima + i * kLanes, of_stripe);
     highest = of_stripe > highest ? of_stripe : highest;
   }
+  if (has_nan != nullptr) *has_nan = lane_bits(unordered) != 0;
   return highest_of(highest);
 }
 
@@ -66,14 +72,15 @@ MAX_INLINE int64_t count_reaching(const float* values, int64_t vectors, float bo
   return sum;
 }
 
-// A bound that at least k values reach, and few more; `highest` is that of the row, and k at most its length.
-static float bound_of_top(const Stripes& s, int64_t k, float highest) {
+// A bound that at least k values of some vectors reach, and at most `more` others, or only ones that equal it.
+// `highest` is the highest of them, and k at most their number.
+static float reached_by(const float* values, int64_t vectors, int64_t k, int64_t more, float highest) {
   int64_t low = order_of(-__builtin_inff()), high = order_of(highest);
   while (low < high) {
     const int64_t middle = low + (high - low + 1) / 2;
-    const int64_t reaching = count_reaching(s.maxima, s.number(), of_order(static_cast<int32_t>(middle)));
+    const int64_t reaching = count_reaching(values, vectors, of_order(static_cast<int32_t>(middle)));
     if (reaching >= k) low = middle;
-    if (reaching >= k && reaching <= k + k / 4) break;
+    if (reaching >= k && reaching <= k + more) break;
     if (reaching < k) high = middle - 1;
   }
   return of_order(static_cast<int32_t>(low));

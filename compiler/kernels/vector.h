@@ -1,8 +1,9 @@
 // Vectors of kLanes floats, for the instruction set that the including file is compiled for.
 //
-// Included once per instruction set, inside its namespace and behind its target pragma; needs kLanes,
-// multiply_add(), load_bf16(), lane_bits(), a comparison's lanes as bits, and, for quantized weights, load_f16(). Nothing
-// of the standard library may be instantiated there: the linker would keep one copy of it, perhaps that of the largest
+// Included once per instruction set, inside its namespace and behind its target pragma; needs kLanes, multiply_add(),
+// load_bf16(), for quantized weights load_f16(), lane_bits(), which gives a comparison's lanes as bits, and
+// store_lanes(), which writes the lanes of such bits one after the other, and may write a whole vector. Nothing of the
+// standard library may be instantiated there: the linker would keep one copy of it, perhaps that of the largest
 // instruction set, for everybody.
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));

@@ -152,6 +152,23 @@ void check_logprobs() {
   }
 }
 
+void check_samplers() {
+  for (int64_t columns : {1, 17, 1500, 20000}) {
+    const Floats x = random_floats(3 * columns, 6), bias = random_floats(columns, 7);
+    std::vector<int32_t> mask(3 * ((columns + 31) / 32), -1), history(columns, 3), ids(3, -1);
+    mask[mask.size() - 1] ^= 1 << ((columns - 1) % 32);
+    for (float top_p : {1.0f, 0.9f}) {
+      const std::vector<SampleSettings> settings(3, {1.5f, top_p, 0.001f, 1.2f, 0.1f, 0.1f});
+      const std::vector<SampleNumbers> numbers{{0, 1, {2, 3}, -1}, {9, 1, {2, 3}, 0}, {999, 4, {2, 3}, -1}};
+      const std::string problem = sample({x.data(), mask.data(), history.data(), bias.data(), settings.data(),
+                                          numbers.data(), ids.data(), 3, columns, 1});
+      bool valid = problem.empty();
+      for (int32_t id : ids) valid &= id >= 0 && id < columns;
+      expect(valid && (columns == 1 || ids[2] != columns - 1), "a sampler draws what may come", kernels()->name);
+    }
+  }
+}
+
 void check_loops() {
   std::vector<int> seen(1000);
   for (int round = 0; round < 200; ++round) parallel_for(1000, [&](int64_t i) { ++seen[i]; });
@@ -207,6 +224,7 @@ int main(int count, char** arguments) {
     check_matmul(Encoding::kQ8_0, 13, 96, 47);
     check_argmax();
     check_logprobs();
+    check_samplers();
     for (bool bf16 : {false, true}) {
       check_attention(20, bf16);
       check_attention(64, bf16);

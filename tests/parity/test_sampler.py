@@ -16,22 +16,26 @@ from jax.extend.random import threefry_2x32
 from sampling_reference import probabilities
 from seeded import seeded_tensor, seeded_tokens
 
+from max.compiler.native import ISAS, library
+from max.compiler.sampling import NUMBERS, SETTINGS, mask_words
 from max.models.sampler import sample_full, sample_greedy, threefry2x32, uniform
 
 ROWS, VOCAB = 256, 300
 PROMPT = seeded_tokens("sampler prompt", 20, VOCAB).tolist()
 OUTPUT = seeded_tokens("sampler output", 30, 40).tolist()
 BORDER = 2e-5
+LIB = library()
+VARIANTS = ["xla", *(isa for isa in ISAS if LIB is not None and LIB.supports(isa))]
+xla = jax.jit(sample_full)
 DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
-    "top_k": 0,
     "top_p": 1.0,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
 }
-SETTINGS = [
+REQUESTS = [
     {},
     {"temperature": 0.6},
     {"temperature": 3.0, "top_k": 7},
@@ -51,31 +55,48 @@ SETTINGS = [
 ]
 
 
-def draw(logits: np.ndarray, bias: np.ndarray, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and uniform numbers, (R,), of one row of logits at `ROWS` positions."""
-    column = {key: jnp.full(ROWS, settings.get(key, value), type_of(value)) for key, value in DEFAULTS.items()}
-    seeds = jnp.tile(jnp.array([[7, 11]], jnp.uint32), (ROWS, 1))
-    positions = jnp.arange(ROWS, dtype=jnp.int32)
-    wide = [jnp.asarray(np.tile(row, (ROWS, 1))) for row in (logits, bias, counts(PROMPT), counts(OUTPUT))]
-    ids = jax.jit(sample_full)(*wide, **column, seeds=seeds, positions=positions)
-    return np.asarray(ids), np.asarray(uniform(seeds, positions), np.float64)
+def draw(variant: str, logits: np.ndarray, bias: np.ndarray, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and uniform numbers, (R,), of one row of logits at `ROWS` positions; what bias bans, the mask does."""
+    seed, positions = (7, 11), np.arange(ROWS, dtype=np.int32)
+    mask = np.packbits(np.resize(np.isfinite(bias), 32 * mask_words(VOCAB)), bitorder="little").view(np.int32)
+    history = 2 * counts(OUTPUT) + (counts(PROMPT) > 0)
+    numbers = np.tile(np.array([settings.get("top_k", 0), 0, *seed, 1], np.int32), (ROWS, 1))
+    numbers[:, NUMBERS.index("position")] = positions
+    inputs = (
+        np.tile(logits, (ROWS, 1)),
+        np.tile(mask, (ROWS, 1)),
+        np.stack([99 + history, history]).astype(np.int32),
+        np.stack([99 + bias, np.where(np.isfinite(bias), bias, 0)]),
+        np.tile(np.array([(DEFAULTS | settings)[name] for name in SETTINGS], np.float32), (ROWS, 1)),
+        numbers,
+    )
+    uniforms = uniform(jnp.tile(jnp.array([seed], jnp.uint32), (ROWS, 1)), jnp.asarray(positions))
+    return run(variant, *inputs), np.asarray(uniforms, np.float64)
 
 
-def type_of(value: float) -> jnp.dtype:
-    return jnp.dtype(jnp.int32 if isinstance(value, int) else jnp.float32)
+def run(variant: str, *inputs: np.ndarray) -> np.ndarray:
+    if variant == "xla":
+        return np.asarray(xla(*inputs))
+    assert LIB is not None
+    LIB.select(variant)
+    try:
+        return LIB.sample(*inputs)
+    finally:
+        LIB.select("")
 
 
 def counts(tokens: list[int]) -> np.ndarray:
     return np.bincount(tokens, minlength=VOCAB).astype(np.int32)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("spread", [1.0, 4.0])
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_every_draw_inverts_the_reference(settings, spread):
+@pytest.mark.parametrize("settings", REQUESTS, ids=str)
+def test_every_draw_inverts_the_reference(settings, spread, variant):
     logits = seeded_tensor(f"sampler logits {spread}", (VOCAB,), spread)
     bias = np.zeros(VOCAB, np.float32)
     bias[[3, 50, int(logits.argmax())]] = [4.0, -np.inf, -2.0]
-    ids, uniforms = draw(logits, bias, settings)
+    ids, uniforms = draw(variant, logits, bias, settings)
     chances = probabilities(logits, PROMPT, OUTPUT, bias=bias, **settings)
     upper = np.cumsum(chances)
     assert (chances[ids] > 0).all()
@@ -83,14 +104,74 @@ def test_every_draw_inverts_the_reference(settings, spread):
     assert (uniforms >= upper[ids] - chances[ids] - BORDER).all()
 
 
-def test_temperature_zero_is_greedy_after_penalties():
+WIDE = 40_000
+SHAPES = {
+    "spread": lambda rng: rng.normal(scale=3, size=WIDE),
+    "flat": lambda rng: np.zeros(WIDE),
+    "nearly flat": lambda rng: rng.normal(scale=1e-3, size=WIDE),
+    "levels": lambda rng: rng.integers(-20, 20, WIDE) / 4,
+    "one above": lambda rng: np.where(np.arange(WIDE) == 31_234, 60, rng.normal(size=WIDE)),
+    "falling": lambda rng: -np.arange(WIDE) / 100,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 255}, {"top_p": 0.9}, {"top_k": 9000, "top_p": 0.99, "min_p": 1e-4}]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_draws_from_a_large_vocabulary(shape, settings, variant):
+    """The longer way of the kernel: stripes, chunks of sums, and rounds of thresholds."""
+    rows = 12
+    logits = SHAPES[shape](np.random.default_rng(3)).astype(np.float32)
+    numbers = np.tile(np.array([settings.get("top_k", 0), 0, 7, 11, -1], np.int32), (rows, 1))
+    numbers[:, NUMBERS.index("position")] = np.arange(rows)
+    floats = np.tile(np.array([(DEFAULTS | settings)[name] for name in SETTINGS], np.float32), (rows, 1))
+    nothing = np.zeros((1, WIDE), np.int32), np.zeros((1, WIDE), np.float32)
+    mask = np.full((rows, mask_words(WIDE)), -1, np.int32)
+    ids = run(variant, np.tile(logits, (rows, 1)), mask, *nothing, floats, numbers)
+    uniforms = uniform(jnp.tile(jnp.array([[7, 11]], jnp.uint32), (rows, 1)), jnp.arange(rows, dtype=jnp.int32))
+    chances = probabilities(logits, **settings)
+    upper = np.cumsum(chances)
+    # A float32 sum of 40,000 weights may take in or leave out some tokens at the edge of top-p.
+    border = 4e-4 if "top_p" in settings else 4e-5
+    assert (np.abs(np.asarray(uniforms, np.float64) - upper[ids] + chances[ids] / 2) <= chances[ids] / 2 + border).all()
+
+
+@pytest.mark.skipif(LIB is None, reason="the package was installed without a C++ compiler")
+def test_the_kernel_draws_the_same_whatever_the_batch_and_the_threads():
+    assert LIB is not None
+    rng = np.random.default_rng(5)
+    logits = rng.normal(scale=2, size=(9, WIDE)).astype(np.float32)
+    mask = rng.integers(-(2**31), 2**31, (9, mask_words(WIDE))).astype(np.int32)
+    history, bias = rng.integers(0, 5, (3, WIDE)).astype(np.int32), rng.normal(size=(3, WIDE)).astype(np.float32)
+    floats = np.array([[0.8, 0.95, 0.001, 1.1, 0.2, 0.1]] * 9, np.float32)
+    numbers = np.array([[row * 30, row, 3, 4, row % 4 - 1] for row in range(9)], np.int32)
+    try:
+        LIB.set_num_threads(1)
+        alone = [
+            LIB.sample(logits[i : i + 1], mask[i : i + 1], history, bias, floats[i : i + 1], numbers[i : i + 1])[0]
+            for i in range(9)
+        ]
+        for threads in (1, 2, 4):
+            LIB.set_num_threads(threads)
+            assert LIB.sample(logits, mask, history, bias, floats, numbers).tolist() == alone
+    finally:
+        LIB.set_num_threads(0)
+    numbers[8, NUMBERS.index("adjusted")] = 3
+    with pytest.raises(ValueError, match="adjusted row of row 8"):
+        LIB.sample(logits, mask, history, bias, floats, numbers)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_temperature_zero_is_greedy_after_penalties(variant):
     logits = seeded_tensor("sampler greedy", (VOCAB,), 2.0)
     bias = np.zeros(VOCAB, np.float32)
     bias[logits.argmax()] = -np.inf
     settings: dict[str, Any] = {"temperature": 0.0, "frequency_penalty": 2.0}
     wanted = probabilities(logits, PROMPT, OUTPUT, bias=bias, **settings).argmax()
     assert wanted != logits.argmax()
-    ids, _ = draw(logits, bias, settings)
+    ids, _ = draw(variant, logits, bias, settings)
     assert (ids == wanted).all()
 
 

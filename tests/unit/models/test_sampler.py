@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,33 +11,48 @@ import numpy as np
 import pytest
 
 from max.compiler import Module, TensorType
+from max.compiler.native import ISAS, library
+from max.compiler.sampling import NUMBERS, SETTINGS, mask_words
 from max.models import sampler
 from max.models.sampler import add_samplers, sample_full, sample_greedy, threefry2x32, uniform
 
 greedy, full = jax.jit(sample_greedy), jax.jit(sample_full)
-DEFAULTS: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "frequency_penalty": 0.0,
-    "presence_penalty": 0.0,
-}
+LIB = library()
+VARIANTS = ["xla", *(isa for isa in ISAS if LIB is not None and LIB.supports(isa))]
+variant = "xla"
+
+
+@pytest.fixture(params=VARIANTS, autouse=True)
+def _variant(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs in plain XLA and on the kernel of each instruction set."""
+    global variant
+    variant = request.param
+    yield
+    if LIB is not None:
+        LIB.select("")
 
 
 def draw(logits: np.ndarray, bias: np.ndarray | float = 0.0, seed: int = 5, **settings: Any) -> np.ndarray:
     """One token per row of (R, V) logits, row i at position i."""
-    rows = len(logits)
-    columns = {
-        name: np.full(rows, settings.get(name, value), np.int32 if name == "top_k" else np.float32)
-        for name, value in DEFAULTS.items()
-    }
-    counts = np.zeros(logits.shape, np.int32)
-    biases = np.broadcast_to(np.float32(bias), logits.shape)
-    seeds = np.tile(np.array([[seed, 9]], np.uint32), (rows, 1))
-    ids = full(logits, biases, counts, counts, **columns, seeds=seeds, positions=np.arange(rows, dtype=np.int32))
-    return np.asarray(ids)
+    rows, columns = logits.shape
+    mask = np.full((rows, mask_words(columns)), -1, np.int32)
+    history = np.zeros((1, columns), np.int32)
+    biases = np.broadcast_to(np.float32(bias), history.shape).copy()
+    defaults = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0} | settings
+    floats = np.tile(np.array([defaults.get(name, 0.0) for name in SETTINGS], np.float32), (rows, 1))
+    numbers = np.tile(np.array([settings.get("top_k", 0), 0, seed, 9, 0], np.int32), (rows, 1))
+    numbers[:, NUMBERS.index("position")] = np.arange(rows)
+    if np.all(biases == 0):
+        numbers[:, NUMBERS.index("adjusted")] = -1
+    return draw_with(logits, mask, history, biases, floats, numbers)
+
+
+def draw_with(logits: np.ndarray, *inputs: np.ndarray) -> np.ndarray:
+    if variant == "xla":
+        return np.asarray(full(logits, *inputs))
+    assert LIB is not None
+    LIB.select(variant)
+    return LIB.sample(logits, *inputs)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -168,6 +184,6 @@ def test_graphs_take_rows_and_fill_the_batch():
     assert (ids.dtype, ids.tolist()) == (jnp.int32, [*logits.argmax(axis=-1), 0, 0, 0])
     inputs = module.graphs["sample_full_r2"].inputs
     zeros = [jnp.zeros(type.shape, type.dtype) for type in inputs.values()]
-    assert zeros[list(inputs).index("seeds")].shape == (2, 2)
+    assert [zero.shape for zero in zeros] == [(2, 10), (2, 1), (5, 10), (5, 10), (2, 6), (2, 5)]
     (ids,) = module.graphs["sample_full_r2"].call_flat(jnp.asarray(logits), *zeros[1:])
     assert ids.shape == (5,)

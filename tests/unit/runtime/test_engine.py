@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from max import RequestError
 from max.compiler import xla
 from max.compiler.limits import Limits
+from max.compiler.sampling import NUMBERS
 from max.runtime.engine import Engine, Token
 from max.runtime.model import Buffer
 from max.runtime.request import Request
@@ -67,8 +68,14 @@ class SumModels(dict[str, Any]):
             logits[i, following(seen.tolist())] = 1
         return Buffer(xla.put(logits), "float32", logits.shape)
 
-    def sample(self, logits: Buffer, bias: Any = 0.0, *_: Any) -> Buffer:
-        ids = np.argmax(logits.to_numpy() + np.asarray(bias), axis=-1).astype(np.int32)
+    def sample(self, logits: Buffer, mask: Any = None, history: Any = None, bias: Any = None, *rest: Any) -> Buffer:
+        values = logits.to_numpy().copy()
+        if mask is not None:
+            adjusted = rest[1][:, NUMBERS.index("adjusted")]
+            values += np.where(adjusted[:, None] >= 0, bias.to_numpy()[adjusted], 0)
+            allowed = np.unpackbits(np.asarray(mask).view(np.uint8), axis=1, bitorder="little")[:, :VOCAB]
+            values = np.where(allowed, values, -np.inf)
+        ids = np.argmax(values, axis=-1).astype(np.int32)
         return Buffer(xla.put(ids), "int32", ids.shape)
 
 

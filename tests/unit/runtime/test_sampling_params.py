@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from max import RequestError
-from max.runtime.model import Buffer
+from max.compiler.sampling import NUMBERS, SETTINGS
+from max.runtime.model import Buffer, share
 from max.runtime.sampling import SampledRow, Sampler, SamplingParams
 
 GREEDY = SamplingParams(temperature=0)
@@ -57,67 +58,100 @@ def test_greedy_is_temperature_zero_or_one_candidate():
 
 
 class Recorder(dict[str, Any]):
-    """Stands for the models: keeps what each was called with."""
+    """Stands for the models: keeps what each was called with, as it is after the call."""
 
     called: str
     inputs: list[np.ndarray]
 
     def __missing__(self, name: str) -> Any:
-        def call(*inputs: Any) -> list[str]:
-            self.called, self.inputs = name, [np.asarray(value) for value in inputs[1:]]
-            return [name]
+        def call(*inputs: Any) -> list[Buffer]:
+            self.called, self.inputs = name, [np.array(value) for value in inputs[1:]]
+            return [share(np.zeros(3, np.int32))]
 
         return call
 
 
+LOGITS = {rows: Buffer(None, "float32", (rows, 8)) for rows in (1, 2, 3)}
+
+
+def row_of(params: SamplingParams, request: str = "a", prompt=(1,), output=(), position=1, **more: Any) -> SampledRow:
+    return SampledRow(request, params, prompt, output, position, **more)
+
+
 def sampled(*rows: SampledRow, count: int | None = None) -> Recorder:
     models = Recorder()
-    count = count or len(rows)
-    Sampler(models, vocab_size=8).sample(Buffer(None, "float32", (count, 8)), rows)
+    Sampler(models, vocab_size=8, max_batch=3).sample(LOGITS[count or len(rows)], rows)
     return models
 
 
 def test_greedy_rows_take_the_small_graph_unless_something_changes_the_logits():
-    row = SampledRow(GREEDY, [1], [2], 5)
+    row = row_of(GREEDY, output=[2])
     assert sampled(row, row).called == "sample_greedy_r2"
     for other in (
-        SampledRow(SamplingParams(), [1], [], 1),
-        SampledRow(GREEDY, [1], [], 1, banned=[3]),
-        SampledRow(SamplingParams(temperature=0, presence_penalty=0.5), [1], [], 1),
-        SampledRow(SamplingParams(temperature=0, bias={2: 1.0}), [1], [], 1),
+        row_of(SamplingParams()),
+        row_of(GREEDY, banned=[3]),
+        row_of(GREEDY, allowed=np.array([5], np.int32)),
+        row_of(SamplingParams(temperature=0, presence_penalty=0.5)),
+        row_of(SamplingParams(temperature=0, bias={2: 1.0})),
     ):
         assert sampled(row, other).called == "sample_full_r2"
 
 
 def test_rows_of_the_full_graph():
-    first = SamplingParams(0.5, 7, 0.9, 0.1, 1.2, 0.3, 0.4, seed=(5 << 32) + 6, bias={2: 1.5, 3: -1.0})
+    first = SamplingParams(0.5, 7, 0.9, 0.1, 1.2, 0.3, 0.4, seed=(5 << 32) + 0xFFFFFFFE, bias={2: 1.5, 3: -1.0})
     second = SamplingParams(top_k=1 << 40, presence_penalty=1.0)
-    rows = [SampledRow(first, [1, 1, 4], [2], 9, banned=[3]), SampledRow(second, [0], [], 4)]
-    bias, prompt, output, temperature, top_k, top_p, min_p, repetition, frequency, presence, seeds, positions = sampled(
-        *rows, count=3
-    ).inputs
-    assert bias.tolist() == [[0, 0, 1.5, -math.inf, 0, 0, 0, 0], [0] * 8, [0] * 8]
-    assert prompt.tolist() == [[0, 2, 0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], [0] * 8]
-    assert output.tolist() == [[0, 0, 1, 0, 0, 0, 0, 0], [0] * 8, [0] * 8]
-    np.testing.assert_array_equal(temperature, np.array([0.5, 1, 0], np.float32))
-    assert top_k.tolist() == [7, 8, 0]
-    np.testing.assert_array_equal(top_p, np.array([0.9, 1, 1], np.float32))
-    np.testing.assert_array_equal(min_p, np.array([0.1, 0, 0], np.float32))
-    np.testing.assert_array_equal(repetition, np.array([1.2, 1, 1], np.float32))
-    np.testing.assert_array_equal(frequency, np.array([0.3, 0, 0], np.float32))
-    np.testing.assert_array_equal(presence, np.array([0.4, 1, 0], np.float32))
-    assert seeds.tolist() == [[6, 5], [0, 0], [0, 0]]
-    assert positions.tolist() == [9, 4, 0]
+    rows = [row_of(first, "a", [1, 1, 4], [2], 9, banned=[3, 7]), row_of(second, "b", [0], [], 4)]
+    mask, history, bias, settings, numbers = sampled(*rows, count=3).inputs
+    assert mask.tolist() == [[~(1 << 3 | 1 << 7)], [-1], [-1]]
+    at = numbers[:, NUMBERS.index("adjusted")].tolist()
+    assert sorted(at[:2]) == sorted(set(at[:2])) and at[2] == -1
+    assert history[at[0]].tolist() == [0, 1, 2, 0, 1, 0, 0, 0]
+    assert history[at[1]].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert bias[at[0]].tolist() == [0, 0, 1.5, -1, 0, 0, 0, 0]
+    assert not bias[at[1]].any()
+    by_name = dict(zip(SETTINGS, settings.T.tolist(), strict=True))
+    wanted = {
+        "temperature": [0.5, 1, 0], "top_p": [0.9, 1, 0], "min_p": [0.1, 0, 0], "repetition_penalty": [1.2, 1, 0],
+        "frequency_penalty": [0.3, 0, 0], "presence_penalty": [0.4, 1, 0],
+    }  # fmt: skip
+    assert by_name == {name: np.array(values, np.float32).tolist() for name, values in wanted.items()}
+    by_name = dict(zip(NUMBERS, numbers.T.tolist(), strict=True))
+    assert by_name["top_k"] == [7, 8, 0]
+    assert by_name["position"] == [9, 4, 0]
+    assert (by_name["seed_low"], by_name["seed_high"]) == ([-2, 0, 0], [5, 0, 0])
 
 
 def test_without_penalties_nothing_is_counted():
-    models = sampled(SampledRow(SamplingParams(), [1, 1], [2], 3))
-    assert not any(array.any() for array in models.inputs[:3])
+    _, history, bias, _, numbers = sampled(row_of(SamplingParams(), prompt=[1, 1], output=[2])).inputs
+    assert not history.any() and not bias.any()
+    assert numbers[0, -1] == -1
+
+
+def test_history_follows_the_output_and_goes_with_its_request():
+    models, params = Recorder(), SamplingParams(frequency_penalty=1, bias={6: 2.0})
+    sampler = Sampler(models, vocab_size=8, max_batch=2)
+
+    def history_of(*rows: SampledRow) -> tuple[list[list[int]], list[list[float]]]:
+        sampler.sample(LOGITS[len(rows)], rows)
+        _, history, bias, _, numbers = models.inputs
+        at = numbers[:, NUMBERS.index("adjusted")]
+        return history[at].tolist(), bias[at].tolist()
+
+    assert history_of(row_of(params, "a", [1], [])) == ([[0, 1, 0, 0, 0, 0, 0, 0]], [[0, 0, 0, 0, 0, 0, 2, 0]])
+    both = row_of(params, "a", [1], [1, 3]), row_of(SamplingParams(presence_penalty=1), "b", [0], [0])
+    assert history_of(*both)[0] == [[0, 3, 0, 2, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0, 0, 0]]
+    assert history_of(row_of(params, "a", [1], [1, 3, 3, 1]))[0] == [[0, 5, 0, 4, 0, 0, 0, 0]]
+    # Others take the rows of those that are gone, and find them empty.
+    for name in ("c", "d", "e"):
+        new = row_of(SamplingParams(repetition_penalty=2), name, [7], [])
+        assert history_of(new) == ([[0, 0, 0, 0, 0, 0, 0, 1]], [[0] * 8])
+    # One that was put back for a while is counted anew, and one that starts over under the same name too.
+    assert history_of(row_of(params, "a", [1], [1, 3]))[0] == [[0, 3, 0, 2, 0, 0, 0, 0]]
+    assert history_of(row_of(params, "a", [2], []))[0] == [[0, 0, 1, 0, 0, 0, 0, 0]]
 
 
 def test_log_probabilities_are_asked_for_logits_and_ids():
     models = Recorder()
     ids = Buffer(np.zeros(4, np.int32), "int32", (4,))
     models["sample_logprobs_r2"] = lambda *inputs: [*inputs, "top"]
-    logits = Buffer(None, "float32", (2, 8))
-    assert Sampler(models, vocab_size=8).logprobs(logits, ids) == (logits, ids, "top")
+    assert Sampler(models, vocab_size=8, max_batch=4).logprobs(LOGITS[2], ids) == (LOGITS[2], ids, "top")
