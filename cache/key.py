@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,8 @@ from .mef import VERSION as MEF_VERSION
 
 _SOURCE_SUFFIXES = (".py", ".cpp", ".cc", ".h")
 # The packages whose version decides what XLA emits, per platform; an installed plugin for another platform does not.
-_PLUGINS = {
-    "cuda": ("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt"),
-    "rocm": ("jax-rocm7-plugin", "jax-rocm7-pjrt"),
-    "tpu": ("libtpu",),
-}
+# Only what a host needs to load the code as well: one without an assembler must find what one with it has made.
+_PLUGINS = {"cuda": ("jax-cuda13-pjrt",), "rocm": ("jax-rocm7-pjrt",), "tpu": ("libtpu",)}
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,18 @@ def toolchain(platform: str = "cpu") -> dict[str, str]:
 
     They come from the installed packages' metadata; nothing is imported. A package that is not installed is left out.
     """
-    import importlib.metadata  # 40 ms, and most users of keys already have a key
-
     versions = {"mef": f"{MEF_VERSION[0]}.{MEF_VERSION[1]}"}
     for package in ("jax", "jaxlib", "flax", *_PLUGINS.get(platform, ())):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        if version := _installed(package):
+            versions[package] = version
     return versions
+
+
+@cache
+def _installed(package: str) -> str | None:
+    import importlib.metadata  # 40 ms, and most users of keys already have a key
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -10,7 +10,7 @@ import click
 from ..cache.config import CacheConfig
 from ..compiler.config import CompileConfig
 from ..compiler.dump import Dump, dump_folder
-from ..compiler.target import Target
+from ..compiler import Target
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import BatchConfig, ModelConfig
 from ..runtime.preparation import Preparation, Progress, unchecked

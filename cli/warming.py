@@ -10,7 +10,7 @@ import click
 
 from ..cache.config import CacheConfig
 from ..compiler.config import CompileConfig
-from ..compiler.target import Target
+from ..compiler import Target
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import ModelConfig
 from ..runtime.preparation_report import Prepared

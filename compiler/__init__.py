@@ -11,6 +11,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from .graph import Graph, Module, TensorType
-from .target import Target
+from .targets import Target
 
 __all__ = ["Graph", "Module", "Target", "TensorType"]

@@ -7,17 +7,18 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import CompileError, __version__
 from ..cache import mef
 from ..cache.key import toolchain
-from . import merge, probe, segments, xla
+from . import merge, probe, segments, xla, xla_targets
+from .backends import compile_all
+from .compat import stamp
 from .dump import Dump
 from .graph import Graph, Module, TensorType
-from .target import Target
+from .targets import Target
 
 if TYPE_CHECKING:
     from jaxlib.mlir import ir
@@ -85,7 +86,7 @@ class _Compilation:
     def _lower(self) -> None:
         for done, (name, graph) in enumerate(self.module.graphs.items(), 1):
             started = time.perf_counter()
-            self.lowered[name] = xla.lower(graph, self.target.platform)
+            self.lowered[name] = xla.lower(graph, self.target.xla_platform)
             seconds = time.perf_counter() - started
             self.dump.write(name, "1.jaxpr", self.lowered[name].jaxpr, seconds)
             if self.dump.enabled:
@@ -102,29 +103,17 @@ class _Compilation:
         sources = {
             name: xla.bytecode(segments.extract(merged, name, aliases)) for name, aliases in plan.aliases.items()
         }
-        # XLA's dumps of two compilations at once have crashed the process.
-        workers = 1 if self.dump.enabled else len(os.sched_getaffinity(0))
-        with ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool:
-            jobs = {name: pool.submit(self._compile_one, name, source) for name, source in sources.items()}
-            try:
-                for done, (name, job) in enumerate(jobs.items(), 1):
-                    self.compiled[name] = job.result()
-                    self.options.progress("compile", name, done, len(jobs))
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # an error or an interrupt ends the rest
-
-    def _compile_one(self, name: str, bytecode: bytes) -> xla.Compiled:
-        started = time.perf_counter()
-        with self.dump.code(name) as folder:
-            compiled = xla.compile_stablehlo(bytecode, name, folder)
-        self.dump.write(name, "5.optimized.hlo", compiled.optimized_hlo, time.perf_counter() - started)
-        return compiled
+        compiled: dict[str, xla.Compiled] = {}
+        for name, executable in compile_all(sources, self.target, self.dump):
+            compiled[name] = executable
+            self.options.progress("compile", name, len(compiled), len(sources))
+        self.compiled = {name: compiled[name] for name in sources}
 
     def _write(self, writer: mef.MefWriter, merged: ir.Module, plan: segments.Segments) -> None:
         target = self.target.name
         types = _executable_types(merged, plan)
         writer.add_json(mef.MANIFEST, "", self._manifest(plan, types))
-        writer.add_json(mef.COMPAT, "", self._compat())
+        writer.add_json(mef.COMPAT, "", stamp(self.target))
         writer.add(mef.MODULE, self.module.name, xla.portable_bytecode(merged))
         for name, lowered in self.lowered.items():
             writer.add(mef.JAXPR, name, lowered.jaxpr.encode())
@@ -164,19 +153,11 @@ class _Compilation:
             }
         return {"name": self.module.name, "target": self.target.name, "graphs": graphs, "facts": self.options.facts}
 
-    def _compat(self) -> dict[str, Any]:
-        return {
-            "platform": self.target.platform,
-            "requires": list(self.target.features),
-            "machine": xla.machine(),
-            "jaxlib": toolchain()["jaxlib"],
-        }
-
     def _probe(self, types: dict[str, Types]) -> dict[str, Any]:
-        """Expected results of the smallest executables, taken from what was just compiled."""
+        """Expected results of the smallest executables, taken from what was just compiled, where this host can run it."""
         chosen = sorted(types, key=lambda name: sum(type.nbytes for type in types[name][0]))[:8]
         results = {}
-        for name in filter(lambda name: probe.fits(types[name][0]), chosen):
+        for name in filter(lambda name: probe.fits(types[name][0]), chosen if self.target.runs_here() else ()):
             arguments, outputs = types[name]
             executable = xla.load_executable(self.compiled[name].executable, outputs)
             results[name] = probe.run(executable, name, arguments)
@@ -185,7 +166,7 @@ class _Compilation:
     def _provenance(self) -> dict[str, Any]:
         return {
             "project": __version__,
-            "toolchain": toolchain(),
+            "toolchain": toolchain(self.target.xla_platform),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
             "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
             "seconds": {phase: f"{seconds:.3f}" for phase, seconds in self.summary.seconds.items()},

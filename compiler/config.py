@@ -1,7 +1,7 @@
 """What is compiled for, and how."""
 
 from ..cache.fields import Section, setting
-from .target import Target
+from .targets import Target
 
 
 class CompileConfig(Section):

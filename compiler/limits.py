@@ -71,10 +71,12 @@ def choose_limits(
     max_step_tokens: int,
     page_bytes: int,
     total_tokens: int | None = None,
+    smallest_step: int = 1,
 ) -> Limits:
     """Sizes the pool and the buckets.
 
     page_bytes:   bytes of one page over all layers
+    smallest_step: tokens of the smallest bucket, a power of two
     total_tokens: tokens that the pool must hold; by default what 256 MiB hold, but at least one row of full length
                   and at most a full batch of such rows. Rounded up to a power of two of pages.
     """
@@ -88,12 +90,12 @@ def choose_limits(
         pages *= 2
     # A power of two may overshoot what a full batch can ever use.
     pages = min(pages, row_pages * max_batch) if total_tokens is None else pages
-    return Limits(max_length, max_batch, page_tokens, pages + 1, _buckets(min(max_step_tokens, max_length), max_batch))
+    return Limits(max_length, max_batch, page_tokens, pages + 1, _buckets(smallest_step, min(max_step_tokens, max_length), max_batch))
 
 
-def _buckets(largest: int, max_batch: int) -> tuple[int, ...]:
+def _buckets(smallest: int, largest: int, max_batch: int) -> tuple[int, ...]:
     """Powers of two up to the first that holds both a full chunk and a full decode batch."""
-    buckets = [1]
+    buckets = [smallest]
     while buckets[-1] < max(largest, max_batch):
         buckets.append(buckets[-1] * 2)
     return tuple(buckets)

@@ -1,4 +1,4 @@
-"""The adapter to XLA: the only file that touches private names of jax and jaxlib.
+"""The adapter to XLA: with xla_targets.py the only file that touches private names of jax and jaxlib.
 
 Loading and calling executables needs jaxlib alone (0.1 s to import); jax itself is imported by the functions that trace
 and lower. tests/unit/compiler/test_xla.py pins every private name that is used here.
@@ -10,9 +10,10 @@ import ctypes
 import functools
 import gc
 import math
+import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -66,6 +67,11 @@ def numpy_dtype(name: str) -> np.dtype:
     import ml_dtypes
 
     return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def host_devices() -> list[Any]:
+    """The devices of the CPU client."""
+    return list(_host().client.local_devices())
 
 
 def start_client() -> None:
@@ -214,25 +220,44 @@ def compile_stablehlo(module: bytes, name: str, dump_to: str | None = None) -> C
 
     Releases the GIL while it compiles.
     """
-    xla_client, host = _jaxlib(), _host()
-    options = xla_client.CompileOptions()
-    if dump_to:
-        options.env_option_overrides = [
-            ("xla_dump_to", dump_to),
-            ("xla_dump_hlo_as_text", True),
-            # LLVM IR only: XLA writes the emitters' own MLIR passes from several threads at once and crashes.
-            ("xla_dump_emitter_re", "llvm"),
-        ]
+    host = _host()
+    # LLVM IR only: XLA writes the emitters' own MLIR passes from several threads at once and crashes.
+    options = compile_options(dump_options(dump_to, emitters="llvm"))
+    with compile_errors(name), _first_alone("compile"):
+        loaded = host.client.compile_and_load(module, host.devices, options)
+    return describe(loaded)
+
+
+def compile_options(overrides: Mapping[str, str | bool | int]) -> Any:
+    """jaxlib's options of one compilation, with XLA's debug options in `overrides` set."""
+    options = _jaxlib().CompileOptions()
+    options.env_option_overrides = list(overrides.items())
+    return options
+
+
+def dump_options(folder: str | None, *, emitters: str) -> dict[str, str | bool | int]:
+    """XLA's options that dump HLO, and the code of the emitters that match, to a folder; none without one."""
+    if folder is None:
+        return {}
+    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": emitters}
+
+
+@contextmanager
+def compile_errors(name: str) -> Iterator[None]:
+    """Turns what XLA says against a module into a CompileError."""
     try:
-        with _first_alone("compile"):
-            loaded = host.client.compile_and_load(module, host.devices, options)
-    except xla_client._xla.JaxRuntimeError as error:
+        yield
+    except _jaxlib()._xla.JaxRuntimeError as error:
         raise CompileError(
             f"XLA cannot compile {name}: {error}", "Read its StableHLO with MODULAR_DEBUG=ir-output-dir=DIR."
         ) from error
+
+
+def describe(executable: Any) -> Compiled:
+    """What is kept of an executable that was just compiled, here or for another target."""
     COUNTERS.compiled += 1
-    cost = loaded.cost_analysis()
-    stats = loaded.get_compiled_memory_stats()
+    cost = _cost(executable)
+    stats = executable.get_compiled_memory_stats()
     memory = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes,
@@ -241,12 +266,20 @@ def compile_stablehlo(module: bytes, name: str, dump_to: str | None = None) -> C
         "code": stats.generated_code_size_in_bytes,
     }
     return Compiled(
-        loaded.serialize(),
+        executable.serialize(),
         float(cost.get("flops", 0.0)),
         float(cost.get("bytes accessed", 0.0)),
         memory,
-        loaded.hlo_modules()[0].to_string(),
+        executable.hlo_modules()[0].to_string(),
     )
+
+
+def _cost(executable: Any) -> dict[str, float]:
+    """XLA's own estimate; where a plugin gives none, that of the compiled HLO on the host."""
+    try:
+        return executable.cost_analysis()
+    except _jaxlib()._xla.JaxRuntimeError:
+        return _jaxlib()._xla.hlo_module_cost_analysis(_host().client, executable.hlo_modules()[0])
 
 
 def release_memory() -> None:
@@ -256,47 +289,6 @@ def release_memory() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # glibc's own; elsewhere the memory stays with the process
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def machine() -> dict[str, Any]:
-    """The machine that XLA:CPU compiles for here: LLVM's triple, CPU name and feature list."""
-    topology = _jaxlib()._xla.get_topology_for_devices(list(_host().client.local_devices()))
-    return _parse_machine(topology.serialize())
-
-
-def _parse_machine(proto: bytes) -> dict[str, Any]:
-    """Reads xla.CpuTopologyProto's machine options: field 9 of the topology is an Any; in its value, field 5."""
-    options = _field(_field(_field(proto, 9), 2), 5)
-    triple, cpu, features = (_field(options, number).decode() for number in (1, 2, 3))
-    return {"triple": triple, "cpu": cpu, "features": sorted(features.split(","))}
-
-
-def _field(message: bytes, wanted: int) -> bytes:
-    """The first length-delimited field with this number in a protobuf message."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        if tag & 7 == 0:
-            _, at = _varint(message, at)
-            continue
-        if tag & 7 in (1, 5):
-            at += 8 if tag & 7 == 1 else 4
-            continue
-        length, at = _varint(message, at)
-        if tag >> 3 == wanted:
-            return message[at : at + length]
-        at += length
-    raise CompileError(f"jaxlib's topology has no field {wanted}", "This jaxlib is not the one the project pins.")
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
 
 
 # --- tracing and MLIR ----------------------------------------------------------------------------------------------
@@ -317,6 +309,7 @@ def lower(graph: Graph, platform: str) -> Lowered:
     import jax
     from jax._src.interpreters import mlir
 
+    _keep_plugins_out()
     arguments = graph.arguments
     shapes = [jax.ShapeDtypeStruct(argument.type.shape, argument.type.dtype) for argument in arguments]
     donated = [i for i, argument in enumerate(arguments) if argument.role == "state"]
@@ -325,6 +318,15 @@ def lower(graph: Graph, platform: str) -> Lowered:
     _check_state(graph, jax.tree.leaves(traced.out_info))
     lowered: Any = traced.lower(lowering_platforms=(platform,)).compiler_ir("stablehlo")
     return Lowered(str(traced.jaxpr), mlir.module_to_bytecode(lowered))
+
+
+def _keep_plugins_out() -> None:
+    """Spares jax the plugins of devices, which are installed to compile for and need not be here: loading them costs
+    memory and time, and one fails with a traceback."""
+    from jax._src import xla_bridge
+
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        xla_bridge._plugins_registered = True
 
 
 def _check_state(graph: Graph, results: Sequence[Any]) -> None:
@@ -360,13 +362,21 @@ def bytecode(module: ir.Module) -> bytes:
 
 
 def portable_bytecode(module: ir.Module) -> bytes:
-    """The module as StableHLO portable bytecode, readable by releases of twelve weeks before and all after."""
+    """The module as StableHLO portable bytecode, readable by releases of twelve weeks before and all after.
+
+    Operations that StableHLO itself does not have yet, such as the scan of a cumulative sum on devices, are kept as
+    this release writes them: then only releases that have them too can read the module.
+    """
     from jaxlib.mlir.dialects import stablehlo
 
     window = stablehlo.StablehloCompatibilityRequirement.WEEK_12
     version = stablehlo.get_version_from_compatibility_requirement(window)
-    # Unlike the dialect's own function, this one also takes the operations of CHLO, such as erf and top_k.
-    return _jaxlib()._xla.mlir.serialize_portable_artifact(bytecode(module), version, False)
+    source, serialize = bytecode(module), _jaxlib()._xla.mlir.serialize_portable_artifact
+    try:
+        # Unlike the dialect's own function, this one also takes the operations of CHLO, such as erf and top_k.
+        return serialize(source, version, False)
+    except _jaxlib()._xla.JaxRuntimeError:
+        return serialize(source, version, True)
 
 
 def from_portable_bytecode(data: bytes) -> ir.Module:

@@ -93,7 +93,7 @@ class Preparation:
         self.keep_weights, self.check = keep_weights, check
         self.report = Report()
         self.checkpoint = checkpoint
-        self.packing: Packing = choose_packing(model.quantization_encoding, checkpoint)
+        self.packing: Packing = choose_packing(model.quantization_encoding, checkpoint, target)
 
     def run(self) -> Prepared:
         """Finds or makes both; raises ModelError or WeightError for a checkpoint that cannot be used, and ConfigError
@@ -139,7 +139,7 @@ class Preparation:
             "target": self.target.spec(),
             "packing": self.packing,
             "kernels": list(native.HANDLERS) if self.packing else [],
-            "toolchain": toolchain(self.target.platform),
+            "toolchain": toolchain(self.target.xla_platform),
             "sources": source_digest(_GRAPH_SOURCES, without=_NO_GRAPH_SOURCES),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
         }
@@ -213,6 +213,7 @@ class Preparation:
             max_step_tokens=self.batch.max_batch_input_tokens,
             page_bytes=page_bytes,
             total_tokens=self.batch.max_batch_total_tokens,
+            smallest_step=self.target.smallest_step,
         )
 
     def _artifact(self, key: Key, config: Config, limits: Limits, weights: WeightTable) -> Mef:
@@ -265,7 +266,7 @@ class Preparation:
                 max_length=limits.max_length,
                 architecture=self.checkpoint.architecture,
                 created=time.time(),
-                versions=toolchain(self.target.platform),
+                versions=toolchain(self.target.xla_platform),
             )
         except (CacheError, OSError) as error:
             logger.warning("the checkpoint cannot be bound to its artifact: %s", error)

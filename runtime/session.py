@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import CacheError, ConfigError, RequestError
 from ..cache import mef
-from ..compiler import Graph, Module, Target, TensorType, native, xla
+from ..compiler import Graph, Module, Target, TensorType, compat, native, xla
 from ..compiler.dump import Dump, dump_folder
 from .model import Executables, GraphSpec, Model, State, TensorSpec, bind
 
@@ -70,14 +70,8 @@ class CompiledModels:
         return xla.load_executable(self.artifact.read(section), results)
 
     def check_host(self) -> None:
-        """Raises CacheError when this host lacks instruction sets that the code uses: XLA would load and crash."""
-        compat = self.artifact.json(mef.COMPAT)
-        missing = Target.parse("cpu").missing_features(compat["requires"])
-        if compat["platform"] != "cpu" or missing:
-            raise CacheError(
-                f"the artifact was compiled for {self.target} and needs {', '.join(missing) or compat['platform']}",
-                "Compile it on this host, or for a target that this host has.",
-            )
+        """Raises CacheError when this host cannot run the code: XLA would load it and crash."""
+        compat.check(self.artifact.json(mef.COMPAT), Target.parse("cpu"))
         library = native.library()
         wanted = {name for name in self.artifact.json(mef.CUSTOM_CALLS) if name in native.HANDLERS}
         if lacking := wanted - set(library.handlers() if library else ()):

@@ -68,7 +68,7 @@ def _load(found: Prepared, store: Store, prompt_tokens: int, max_waiting: int | 
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
         weights = pool.submit(_weights, found)
         xla.start_client()
-        pages = pool.submit(state.allocate, compiled.graphs["step_t1_r1"].state)
+        pages = pool.submit(state.allocate, compiled.graphs[_decoding(limits)].state)
         code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]
         try:
             arrays = weights.result()
@@ -91,8 +91,14 @@ def _first_needed(compiled: CompiledModels, limits: Limits, prompt_tokens: int) 
     """The executables of the prompt's first step, then of decoding."""
     largest = limits.token_buckets[-1]
     bucket = next(bucket for bucket in limits.token_buckets if bucket >= min(prompt_tokens, largest))
-    graphs = (f"step_t{bucket}_r{limits.logit_rows(bucket)[0]}", "step_t1_r1")
+    graphs = (f"step_t{bucket}_r{limits.logit_rows(bucket)[0]}", _decoding(limits))
     return list(dict.fromkeys(name for graph in graphs for name, _ in compiled.graphs[graph].calls))
+
+
+def _decoding(limits: Limits) -> str:
+    """The step of one sequence that decodes."""
+    smallest = limits.token_buckets[0]
+    return f"step_t{smallest}_r{limits.logit_rows(smallest)[0]}"
 
 
 def _weights(found: Prepared) -> Mapping[str, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 from .. import CacheError, ConfigError
 from ..cache.binding import checkpoint_identity
 from ..cache.store import Store
-from ..compiler import native
+from ..compiler import Target, native
 from ..compiler.weights import Packing, WeightTable
 from . import prepared
 from .arena import Arena
@@ -27,12 +27,17 @@ Progress = Callable[[str, str, int, int], None]
 _PACKINGS: dict[str, Packing] = {"float32": "float32", "bfloat16": "bfloat16", "q8_0": "q8_0"}
 
 
-def choose_packing(wanted: str | None, checkpoint: Checkpoint) -> Packing:
+def choose_packing(wanted: str | None, checkpoint: Checkpoint, target: Target) -> Packing:
     """The encoding in which matrices are packed for the CPU kernels: as asked for, else the checkpoint's own.
 
-    Empty, which means float32 in rows and plain XLA, where the kernels were not built; said once. Raises ConfigError
-    when another encoding was asked for then.
+    Empty, which means float32 in rows and plain XLA, for targets without these kernels, and where they were not built;
+    that is said once. Raises ConfigError when another encoding was asked for then.
     """
+    if target.lowering != "cpu":
+        if wanted not in (None, "float32"):
+            hint = "Leave --quantization-encoding out, or give float32."
+            raise ConfigError(f"{wanted} is not there for {target.name} yet: its graphs compute in float32", hint)
+        return ""
     if native.library() is not None:
         return _PACKINGS[wanted or checkpoint.encoding]
     if wanted not in (None, "float32"):

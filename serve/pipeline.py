@@ -11,7 +11,7 @@ from ..cache.fields import Section
 from ..cache.store import Store
 from ..compiler.config import CompileConfig
 from ..compiler.dump import Dump
-from ..compiler.target import Target
+from ..compiler import Target
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import BatchConfig, ModelConfig
 from ..runtime.preparation import Preparation, Progress, TextFacts, unchecked

@@ -1,0 +1,70 @@
+"""Stage 5: modules to executables, in this process for the CPU of this host, in a process apart for other targets."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from . import xla
+from .compile_messages import Answer, Job
+from .compile_process import CompileProcess, compiling
+from .dump import Dump
+from .targets import Target
+from .targets.xla_options import xla_options
+
+Executables = Iterator[tuple[str, xla.Compiled]]
+
+
+def compile_all(sources: Mapping[str, bytes], target: Target, dump: Dump) -> Executables:
+    """Compiles StableHLO bytecode by name and yields each executable when it is there. Raises CompileError."""
+    # XLA's dumps of two compilations at once have crashed the process.
+    threads = 1 if dump.enabled else len(os.sched_getaffinity(0))
+    if target.is_native:
+        return _compile_here(sources, dump, threads)
+    return _compile_apart(sources, target, dump, threads)
+
+
+def _compile_here(sources: Mapping[str, bytes], dump: Dump, threads: int) -> Executables:
+    with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
+        jobs = {name: pool.submit(_compile_one, name, source, dump) for name, source in sources.items()}
+        try:
+            for name, job in jobs.items():
+                yield name, job.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an error or an interrupt ends the rest
+
+
+def _compile_one(name: str, bytecode: bytes, dump: Dump) -> xla.Compiled:
+    started = time.perf_counter()
+    with dump.code(name) as folder:
+        compiled = xla.compile_stablehlo(bytecode, name, folder)
+    dump.write(name, "5.optimized.hlo", compiled.optimized_hlo, time.perf_counter() - started)
+    return compiled
+
+
+def _compile_apart(sources: Mapping[str, bytes], target: Target, dump: Dump, threads: int) -> Executables:
+    with compiling(target, threads) as process:
+        if dump.enabled:
+            for name, source in sources.items():
+                yield name, _compile_and_dump(process, Job(name, source, xla_options(target, name)), dump)
+            return
+        for name, source in sources.items():
+            process.submit(Job(name, source, xla_options(target, name)))
+        for answer in process.answers():
+            yield answer.name, _compiled(answer)
+
+
+def _compile_and_dump(process: CompileProcess, job: Job, dump: Dump) -> xla.Compiled:
+    with dump.code(job.name) as folder:
+        process.submit(Job(job.name, job.module, job.options, folder))
+        answer = process.answer()
+    dump.write(job.name, "5.optimized.hlo", answer.optimized_hlo, answer.seconds)
+    return _compiled(answer)
+
+
+def _compiled(answer: Answer) -> xla.Compiled:
+    return xla.Compiled(
+        answer.executable, answer.flops, answer.bytes_accessed, dict(answer.memory), answer.optimized_hlo
+    )

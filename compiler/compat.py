@@ -1,0 +1,62 @@
+"""The compat stamp of an artifact: what a host must offer to load its code, and whether it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import CacheError
+from ..cache.key import toolchain
+from . import xla_targets
+from .targets import Target, spec_files
+
+
+def stamp(target: Target) -> dict[str, Any]:
+    """The stamp of code compiled here for a target, as plain JSON.
+
+    requires: instruction sets of a CPU; versions: the least of each library; packages: whose executables these are,
+    which no other version of them may load; tuned: whether measurements on such a device chose the kernels
+    """
+    versions = toolchain(target.xla_platform)
+    found = {
+        "target": target.name,
+        "platform": target.platform,
+        "requires": list(target.features),
+        "jaxlib": versions.pop("jaxlib"),
+    }
+    if target.platform == "cpu":
+        return {**found, "machine": xla_targets.machine(target)}
+    packages = {name: version for name, version in versions.items() if name not in ("mef", "jax", "flax")}
+    code = {"code": target.figures["code"]} if "code" in target.figures else {}
+    return {**found, **code, "versions": spec_files.versions(target.platform), "packages": packages, "tuned": False}
+
+
+def check(stamp: dict[str, Any], host: Target) -> None:
+    """Raises CacheError unless this host can load code with this stamp: XLA itself would load and crash.
+
+    host: the device that is to run it
+    """
+    made_for = stamp["target"]
+    missing = host.missing_features(stamp["requires"])
+    if stamp["platform"] != host.platform:
+        reason = "another platform"
+    elif stamp.get("code") != host.figures.get("code"):
+        reason = f"its code is {stamp.get('code')}, and the device takes {host.figures.get('code')}"
+    elif missing:
+        reason = f"it needs {', '.join(missing)}"
+    else:
+        _check_versions(stamp, toolchain(host.xla_platform))
+        return
+    raise CacheError(
+        f"the artifact was compiled for {made_for} and cannot run on {host.name}: {reason}",
+        f"Compile it with --target {host.name}, or use it on such a device.",
+    )
+
+
+def _check_versions(stamp: dict[str, Any], here: dict[str, str]) -> None:
+    wanted = {"jaxlib": stamp["jaxlib"], **stamp.get("packages", {})}
+    for name, version in wanted.items():
+        if here.get(name) != version:
+            raise CacheError(
+                f"the artifact was compiled by {name} {version}, and here is {here.get(name, 'none')}",
+                f"Install {name}=={version}, or compile it again.",
+            )

@@ -1,0 +1,182 @@
+"""The adapter to XLA, continued: the machines that code is compiled for, and compilers for those that are not here.
+
+A target's plugin is loaded by path and asked for a topology; that gives devices which can be compiled for and nothing
+else. Imports jaxlib alone. `TargetCompiler` is used by the compile process (targets/worker.py), where a crash stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import CompileError
+from . import xla
+from .targets import Target, rocm_stubs, toolchain
+from .targets.cpu_features import level_features
+from .targets.gpu_config import gpu_config
+
+XlaOptions = Mapping[str, str | bool | int]
+"""XLA's debug options for one compilation, by name."""
+
+
+def _jaxlib() -> Any:
+    from jaxlib import xla_client
+
+    return xla_client
+
+
+class TargetCompiler:
+    """Compiles StableHLO for one target; `compile` may be called from several threads."""
+
+    def __init__(self, target: Target, folder: Path) -> None:
+        """folder: for what the plugin has to find as a file; the compiler's own as long as it lives.
+
+        The target's toolchain must be there (`toolchain.require`). Raises CompileError where the plugin refuses it.
+        """
+        self._is_cpu = target.platform == "cpu"
+        self._options: dict[str, str | bool | int] = {}
+        if target.platform == "cuda":
+            self._options["xla_gpu_cuda_data_dir"] = str(toolchain.cuda_folder())
+        try:
+            topology = _cpu_topology(target) if self._is_cpu else _plugin_topology(target, folder)
+            device = topology._make_compile_only_devices()[0]
+        except _jaxlib()._xla.JaxRuntimeError as error:
+            raise CompileError(
+                f"the compiler for {target.name} does not start: {error}", "Install its packages anew."
+            ) from error
+        self._client, self._devices = device.client, _jaxlib().DeviceList((device,))
+
+    def compile(self, module: bytes, name: str, options: XlaOptions, dump_to: str | None = None) -> xla.Compiled:
+        """Compiles bytecode of this release; XLA's own dumps go to `dump_to`. Raises CompileError."""
+        dump = xla.dump_options(dump_to, emitters="llvm" if self._is_cpu else ".*")
+        if dump and not self._is_cpu:
+            dump["xla_gpu_dump_llvmir"] = True
+        settings = xla.compile_options({**self._options, **options, **dump})
+        with xla.compile_errors(name):
+            return xla.describe(self._client.compile(_parse(module), self._devices, settings))
+
+
+def _parse(module: bytes) -> Any:
+    """The module in a context of its own, with every dialect that jax lowers to."""
+    from jaxlib.mlir import ir
+    from jaxlib.mlir._mlir_libs import _jax_mlir_ext
+    from jaxlib.mlir.dialects import chlo, mhlo, sdy, stablehlo
+
+    registry = ir.DialectRegistry()
+    _jax_mlir_ext.register_dialects(registry)
+    context = ir.Context()
+    context.append_dialect_registry(registry)
+    context.load_all_available_dialects()
+    for dialect in (sdy, chlo, stablehlo):
+        dialect.register_dialect(context)
+    mhlo.register_mhlo_dialect(context)
+    with context:
+        return ir.Module.parse(module)
+
+
+def _plugin_topology(target: Target, folder: Path) -> Any:
+    """The topology that the target's plugin makes of its description."""
+    library = toolchain.PLUGINS[target.platform].find()
+    assert library is not None, "toolchain.require has been asked"
+    if target.platform == "hip":
+        rocm_stubs.load(library, folder)
+    api = _jaxlib().load_pjrt_plugin_dynamically(target.xla_platform, str(library))
+    if target.platform == "tpu":
+        _jaxlib().initialize_pjrt_plugin("tpu")
+        chips = [int(size) for size in target.topology.split("x")]
+        return _jaxlib().make_tfrt_tpu_c_api_device_topology(
+            f"{target.arch}:{target.topology}", chips_per_host_bounds=[*chips, 1]
+        )
+    config = gpu_config(target)
+    return _jaxlib().make_c_api_device_topology(api, target.arch, target_config=config, topology="1x1x1")
+
+
+# --- CPUs ----------------------------------------------------------------------------------------------------------
+
+_TOPOLOGY, _ANY_VALUE, _MACHINE = 9, 2, 5  # fields: the topology's own description, an Any; in its value, the machine
+
+
+def machine(target: Target) -> dict[str, Any]:
+    """The machine that XLA:CPU compiles for: LLVM's triple, CPU name and feature list."""
+    if target.is_native:
+        return _parse_machine(_host_topology())
+    features = sorted(f"+{name}" for name in level_features(target.arch))
+    return {"triple": "x86_64-unknown-linux-gnu", "cpu": target.arch, "features": features}
+
+
+def _cpu_topology(target: Target) -> Any:
+    """A CPU of that level: the head of this host's topology, and another machine in it."""
+    host = _host_topology()
+    machine_proto = b"".join(
+        _message(number, text.encode())
+        for number, text in enumerate(
+            ("x86_64-unknown-linux-gnu", target.arch, ",".join(f"+{name}" for name in level_features(target.arch))), 1
+        )
+    )
+    name = b"type.googleapis.com/xla.CpuTopologyProto"
+    value = _message(1, b"") + _message(_MACHINE, machine_proto)
+    description = _message(_TOPOLOGY, _message(1, name) + _message(_ANY_VALUE, value))
+    return _jaxlib()._xla.DeviceTopology.deserialize(host[: _position(host, _TOPOLOGY)] + description)
+
+
+def _host_topology() -> bytes:
+    return _jaxlib()._xla.get_topology_for_devices(xla.host_devices()).serialize()
+
+
+def _parse_machine(proto: bytes) -> dict[str, Any]:
+    options = _field(_field(_field(proto, _TOPOLOGY), _ANY_VALUE), _MACHINE)
+    triple, cpu, features = (_field(options, number).decode() for number in (1, 2, 3))
+    return {"triple": triple, "cpu": cpu, "features": sorted(features.split(","))}
+
+
+# --- protobuf, as far as it is needed here -------------------------------------------------------------------------
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """A length-delimited field."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def _field(message: bytes, wanted: int) -> bytes:
+    """The first length-delimited field with this number."""
+    at = _position(message, wanted)
+    _, at = _read_varint(message, at)
+    length, at = _read_varint(message, at)
+    return message[at : at + length]
+
+
+def _position(message: bytes, wanted: int) -> int:
+    """Where the first length-delimited field with this number starts."""
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _read_varint(message, at)
+        if tag & 7 == 2:
+            if tag >> 3 == wanted:
+                return start
+            length, at = _read_varint(message, at)
+            at += length
+        elif tag & 7 == 0:
+            _, at = _read_varint(message, at)
+        else:
+            at += 8 if tag & 7 == 1 else 4
+    raise CompileError(f"jaxlib's topology has no field {wanted}", "This jaxlib is not the one the project pins.")
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
