@@ -5,13 +5,16 @@ export PROMPT
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: generate test unit check dev wheel bench peers parity docs clean
+.PHONY: generate test test-targets unit check dev wheel bench peers parity docs clean
 
 generate: $(READY)  ## answer PROMPT with the built-in model
 	@$(BIN)/max generate --prompt "$$PROMPT"
 
 test: $(READY)  ## every test
 	@$(BIN)/pytest
+
+test-targets: .venv-targets/.ready  ## compile for every GPU, TPU and CPU level; installs what that takes, gigabytes, apart
+	@.venv-targets/bin/pytest tests/targets
 
 unit: $(READY)  ## the quick tests only
 	@$(BIN)/pytest tests/unit -m "not slow"
@@ -36,7 +39,7 @@ parity: .venv-parity/.ready  ## make the references of transformers on torch ane
 	@.venv-parity/bin/python tests/parity/make_references.py
 
 clean:  ## remove what was built, and the environments; artifacts in the user's cache stay
-	@rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-parity .venv-targets build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml setup.py constraints.txt .ci/environment .ci/python $(wildcard compiler/kernels/*)
@@ -51,6 +54,12 @@ build/peers/llama/.ready: bench/peers/requirements-llama.txt
 build/peers/openvino/.ready: bench/peers/requirements-openvino.txt
 	@python=$$(.ci/python 3.11) && "$$python" -m venv --clear build/peers/openvino
 	@build/peers/openvino/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
+.venv-targets/.ready: $(READY) constraints-targets.txt
+	@python=$$(.ci/python) && "$$python" -m venv --clear .venv-targets
+	@.venv-targets/bin/python -m pip install --quiet --requirement constraints.txt
+	@.venv-targets/bin/python -m pip install --quiet --no-build-isolation --constraint constraints-targets.txt --editable '.[cuda,rocm,tpu]'
 	@touch $@
 
 # torch publishes no build for the Python of this project everywhere; 3.11 has one.

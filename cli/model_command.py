@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from ..cache.config import CacheConfig
+from ..compiler import Target
 from ..compiler.config import CompileConfig
 from ..compiler.dump import Dump, dump_folder
-from ..compiler import Target
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import BatchConfig, ModelConfig
 from ..runtime.preparation import Preparation, Progress, unchecked

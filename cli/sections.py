@@ -33,8 +33,9 @@ class GenerateConfig(Section):
 class WarmCacheConfig(Section):
     """What is compiled for, and the form of the output."""
 
-    target: str | None = setting(None, compiles=False)
-    """Platform and architecture to compile for, as in cpu:native [default: this host's --devices]."""
+    target: tuple[str, ...] = setting((), compiles=False)
+    """Platform and architecture to compile for, as in cuda:sm_90, which need not be here; `max list --targets` has all.
+    May be given several times [default: this host's --devices]."""
 
     json_output: bool = setting(False, compiles=False, flag="--json")
     """Print the result as one JSON object."""

@@ -24,6 +24,7 @@ def command(config_file: Path | None, print_config: bool, **given: Any) -> None:
     \b
     max warm-cache --model ./llama
     max warm-cache --model ./llama --max-length 4096 --cache-dir ./cache
+    max warm-cache --model ./llama --target cuda:sm_90 --target hip:gfx942
     """
     settings = resolve(_SECTIONS, given, config_file, os.environ, command="warm-cache")
     if print_config:

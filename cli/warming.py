@@ -1,4 +1,4 @@
-"""One run of `max warm-cache`: prepares artifact and weights, and says what was done."""
+"""One run of `max warm-cache`: prepares artifact and weights for every target, and says what was done."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ..cache.config import CacheConfig
-from ..compiler.config import CompileConfig
 from ..compiler import Target
+from ..compiler.config import CompileConfig
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import ModelConfig
 from ..runtime.preparation_report import Prepared
@@ -24,20 +24,21 @@ from .sections import WarmCacheConfig
 def warm(settings: Settings) -> None:
     """Fills the cache under these settings and prints the result on stdout."""
     config = settings.of(WarmCacheConfig)
-    named = settings.of(CompileConfig).devices if config.target is None else config.target
-    target = Target.parse(named)
+    names = config.target or (settings.of(CompileConfig).devices,)
+    targets = list(dict.fromkeys(Target.parse(name) for name in names))
     model = settings.of(ModelConfig)
     folder = model_folder(model)
-    with ProgressBar() as progress:
-        checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
-        text = TextSide.load(folder, weight_path=model.weight_path)
-        preparation = make_preparation(settings, checkpoint, text, progress, target=target, keep_weights=False)
-        prepared = preparation.run()
-    if config.json_output:
-        click.echo(json.dumps(_result(prepared, folder, target, settings)))
-        return
-    for line in _lines(prepared, folder, target, settings):
-        click.echo(line)
+    checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
+    text = TextSide.load(folder, weight_path=model.weight_path)
+    for target in targets:
+        with ProgressBar() as progress:
+            preparation = make_preparation(settings, checkpoint, text, progress, target=target, keep_weights=False)
+            prepared = preparation.run()
+        if config.json_output:
+            click.echo(json.dumps(_result(prepared, folder, target, settings)))
+            continue
+        for line in _lines(prepared, folder, target, settings):
+            click.echo(line)
 
 
 def _result(prepared: Prepared, folder: Path, target: Target, settings: Settings) -> dict[str, Any]:

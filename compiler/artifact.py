@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import CompileError, __version__
 from ..cache import mef
 from ..cache.key import toolchain
-from . import merge, probe, segments, xla, xla_targets
+from . import merge, probe, segments, xla
 from .backends import compile_all
 from .compat import stamp
 from .dump import Dump
@@ -154,7 +154,7 @@ class _Compilation:
         return {"name": self.module.name, "target": self.target.name, "graphs": graphs, "facts": self.options.facts}
 
     def _probe(self, types: dict[str, Types]) -> dict[str, Any]:
-        """Expected results of the smallest executables, taken from what was just compiled, where this host can run it."""
+        """Expected results of the smallest executables, from what was just compiled, where this host can run it."""
         chosen = sorted(types, key=lambda name: sum(type.nbytes for type in types[name][0]))[:8]
         results = {}
         for name in filter(lambda name: probe.fits(types[name][0]), chosen if self.target.runs_here() else ()):

@@ -1,5 +1,6 @@
 """What is compiled for, and how."""
 
+from .. import ConfigError
 from ..cache.fields import Section, setting
 from .targets import Target
 
@@ -14,5 +15,11 @@ class CompileConfig(Section):
     """Compile equal blocks of a model once and call them per layer: a tenth of the compile time of a deep model."""
 
     def target(self) -> Target:
-        """The target of `devices`; raises ConfigError for a device that there is no code for."""
-        return Target.parse(self.devices)
+        """The target of `devices`; raises ConfigError for a device that this host does not have."""
+        target = Target.parse(self.devices)
+        if not target.runs_here():
+            raise ConfigError(
+                f"this host has no {target.name} to run on",
+                f"Leave --devices out, or compile for such a device: max warm-cache --target {target.name}.",
+            )
+        return target

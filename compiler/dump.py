@@ -101,9 +101,9 @@ class Dump:
             before = sorted(Path(folder).glob("*.before_optimizations.txt"))
             self.write(name, "4.hlo", before[0].read_text() if before else "")
             self.write(name, "6.ll", _llvm_ir(Path(folder)))
-            assembly = _assembly(Path(folder))
-            if assembly:
-                self.write(name, "6.asm", assembly)
+            for stage, text in (("6.asm", _assembly(Path(folder))), ("6.ptx", _ptx(Path(folder)))):
+                if text:
+                    self.write(name, stage, text)
 
 
 def _llvm_ir(folder: Path) -> str:
@@ -111,6 +111,11 @@ def _llvm_ir(folder: Path) -> str:
     kernels = sorted(folder.glob("*.ir-with-opt.ll"))
     texts = [f"; kernel {_kernel_name(path)}\n{path.read_text()}" for path in kernels]
     return "\n".join(texts) or "; no kernel was generated: this executable only calls library routines\n"
+
+
+def _ptx(folder: Path) -> str:
+    """The assembly for NVIDIA's assembler, where the target is such a GPU."""
+    return "\n".join(path.read_text() for path in sorted(folder.glob("*.ptx")))
 
 
 def _assembly(folder: Path) -> str:

@@ -90,7 +90,13 @@ def choose_limits(
         pages *= 2
     # A power of two may overshoot what a full batch can ever use.
     pages = min(pages, row_pages * max_batch) if total_tokens is None else pages
-    return Limits(max_length, max_batch, page_tokens, pages + 1, _buckets(smallest_step, min(max_step_tokens, max_length), max_batch))
+    return Limits(
+        max_length,
+        max_batch,
+        page_tokens,
+        pages + 1,
+        _buckets(smallest_step, min(max_step_tokens, max_length), max_batch),
+    )
 
 
 def _buckets(smallest: int, largest: int, max_batch: int) -> tuple[int, ...]:

@@ -275,11 +275,17 @@ def describe(executable: Any) -> Compiled:
 
 
 def _cost(executable: Any) -> dict[str, float]:
-    """XLA's own estimate; where a plugin gives none, that of the compiled HLO on the host."""
+    """XLA's own estimate; where a plugin gives none, that of the compiled HLO."""
     try:
         return executable.cost_analysis()
     except _jaxlib()._xla.JaxRuntimeError:
-        return _jaxlib()._xla.hlo_module_cost_analysis(_host().client, executable.hlo_modules()[0])
+        return _jaxlib()._xla.hlo_module_cost_analysis(_plain_client(), executable.hlo_modules()[0])
+
+
+@functools.cache
+def _plain_client() -> Any:
+    """A CPU client without kernels: estimates ask it for the sizes of shapes."""
+    return _jaxlib().make_cpu_client()
 
 
 def release_memory() -> None:

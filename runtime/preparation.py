@@ -29,6 +29,7 @@ from ..compiler import Target, native, xla
 from ..compiler.dump import Dump
 from ..compiler.limits import Limits, choose_limits, default_length
 from ..compiler.stored_stages import dump_stored_stages
+from ..compiler.targets.toolchain import require as require_toolchain
 from ..compiler.weights import Packing, WeightTable
 from .checkpoint import Checkpoint
 from .config import BatchConfig, ModelConfig
@@ -151,7 +152,7 @@ class Preparation:
             return None
         try:
             found.check()
-            CompiledModels(found).check_host()
+            CompiledModels(found).check(self.target)
         except CacheError as error:
             self.store.quarantine(key, error)
             return None
@@ -231,6 +232,7 @@ class Preparation:
             return kept or Mef.from_bytes(data)
 
     def _compile(self, config: Config, limits: Limits, weights: WeightTable) -> bytes:
+        require_toolchain(self.target)
         with self.report.timed("import"):
             from ..compiler.artifact import Options, compile_module
             from ..models.build import build_text_pipeline

@@ -69,9 +69,9 @@ class CompiledModels:
         results = [TensorType(row["dtype"], tuple(row["shape"])) for row in self._signatures[name]["results"]]
         return xla.load_executable(self.artifact.read(section), results)
 
-    def check_host(self) -> None:
-        """Raises CacheError when this host cannot run the code: XLA would load it and crash."""
-        compat.check(self.artifact.json(mef.COMPAT), Target.parse("cpu"))
+    def check(self, host: Target) -> None:
+        """Raises CacheError when the code cannot run on `host`: XLA would load it and crash."""
+        compat.check(self.artifact.json(mef.COMPAT), host)
         library = native.library()
         wanted = {name for name in self.artifact.json(mef.CUSTOM_CALLS) if name in native.HANDLERS}
         if lacking := wanted - set(library.handlers() if library else ()):
@@ -122,7 +122,7 @@ class InferenceSession:
         weights_registry: arrays by weight name, shared and not copied when they start at a 64-byte boundary
         executables, state: the artifact's, where the caller has begun to load or allocate some
         """
-        compiled.check_host()
+        compiled.check(self.target)
         xla.start_client()
         specs = {spec.name: spec for graph in compiled.graphs.values() for spec in graph.weights}
         weights = bind(list(specs.values()), weights_registry or {})

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from ..cache.config import CacheConfig
 from ..cache.fields import Section
 from ..cache.store import Store
+from ..compiler import Target
 from ..compiler.config import CompileConfig
 from ..compiler.dump import Dump
-from ..compiler import Target
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import BatchConfig, ModelConfig
 from ..runtime.preparation import Preparation, Progress, TextFacts, unchecked

@@ -120,9 +120,9 @@ def test_the_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
     assert "max = max.cli.main:main" in wheel.read(entry).decode()
 
 
-def constraints() -> dict[str, str]:
-    """name -> version of constraints.txt, whose lines hold nothing else."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+def constraints(name: str) -> dict[str, str]:
+    """name -> version of a file of constraints, whose lines hold nothing else."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
     wrong = [line for line in lines if not re.fullmatch(r"[a-z0-9][a-z0-9-]*==[0-9][0-9a-z.+]*", line)]
     assert not wrong
     pinned = dict(line.split("==") for line in lines)
@@ -131,9 +131,21 @@ def constraints() -> dict[str, str]:
 
 
 def test_constraints_allow_what_the_project_asks_for() -> None:
-    pinned = constraints()
-    extras = PROJECT["project"]["optional-dependencies"].values()
-    wanted = [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
-    for requirement in map(Requirement, [*wanted, *PROJECT["build-system"]["requires"]]):
-        version = pinned.get(canonicalize_name(requirement.name))
-        assert version and requirement.specifier.contains(version), f"{requirement} against {version}"
+    extras = PROJECT["project"]["optional-dependencies"]
+    for_devices = [line for extra in ("cuda", "cuda-run", "rocm", "tpu") for line in extras[extra]]
+    others = [line for extra in extras.values() for line in extra if line not in for_devices]
+    wanted = [*PROJECT["project"]["dependencies"], *others, *PROJECT["build-system"]["requires"]]
+    for file, lines in (("constraints.txt", wanted), ("constraints-targets.txt", for_devices)):
+        pinned = constraints(file)
+        for requirement in map(Requirement, lines):
+            version = pinned.get(canonicalize_name(requirement.name))
+            assert version and requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+def test_what_devices_need_is_not_installed_by_default() -> None:
+    assert not constraints("constraints.txt").keys() & constraints("constraints-targets.txt").keys()
+
+
+def test_the_wheel_holds_the_data_on_targets(wheel: zipfile.ZipFile) -> None:
+    files = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("compiler/targets/specs/*.toml")}
+    assert len(files) == 4 and {f"max/{name}" for name in files} <= set(wheel.namelist())

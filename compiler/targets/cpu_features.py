@@ -7,17 +7,17 @@ from pathlib import Path
 
 from . import spec_files
 
-# Instruction sets by their names in /proc/cpuinfo that LLVM may use; what only tunes or virtualizes is left out.
-_ISA_FLAGS = frozenset(
-    """
-    sse sse2 pni ssse3 sse4_1 sse4_2 sse4a popcnt cx16 lahf_lm movbe aes pclmulqdq sha_ni gfni vaes vpclmulqdq avx
-    avx2 fma f16c bmi1 bmi2 abm adx rdrand rdseed fsgsbase xsave xsaveopt xsavec xsaves clflushopt clwb clzero
-    avx512f avx512dq avx512cd avx512bw avx512vl avx512ifma avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg
-    avx512_vpopcntdq avx512_bf16 avx512_fp16 avx512_vp2intersect avx_vnni avx_vnni_int8 avx_ne_convert avx_ifma
-    amx_tile amx_int8 amx_bf16 amx_fp16 rdpid serialize movdiri movdir64b asimd asimdhp asimddp asimdrdm fp fphp
-    atomics crc32 dotprod bf16 i8mm sve sve2 svebf16 svei8mm sme lm cmov cx8 fxsr mmx
-    """.split()
-)
+ISA_FLAGS = frozenset([
+    "abm", "adx", "aes", "amx_bf16", "amx_fp16", "amx_int8", "amx_tile", "asimd", "asimddp", "asimdhp", "asimdrdm",
+    "atomics", "avx", "avx2", "avx512_bf16", "avx512_bitalg", "avx512_fp16", "avx512_vbmi2", "avx512_vnni",
+    "avx512_vp2intersect", "avx512_vpopcntdq", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512ifma",
+    "avx512vbmi", "avx512vl", "avx_ifma", "avx_ne_convert", "avx_vnni", "avx_vnni_int8", "bf16", "bmi1", "bmi2",
+    "clflushopt", "clwb", "clzero", "cmov", "crc32", "cx16", "cx8", "dotprod", "f16c", "fma", "fp", "fphp",
+    "fsgsbase", "fxsr", "gfni", "i8mm", "lahf_lm", "lm", "mmx", "movbe", "movdir64b", "movdiri", "pclmulqdq", "pni",
+    "popcnt", "rdpid", "rdrand", "rdseed", "serialize", "sha_ni", "sme", "sse", "sse2", "sse4_1", "sse4_2", "sse4a",
+    "ssse3", "sve", "sve2", "svebf16", "svei8mm", "vaes", "vpclmulqdq", "xsave", "xsavec", "xsaveopt", "xsaves",
+])  # fmt: skip
+"""Instruction sets by their names in /proc/cpuinfo that LLVM may use; what only tunes or virtualizes is left out."""
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def host_features() -> tuple[str, ...]:
     for line in text.splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
-            return tuple(sorted(_ISA_FLAGS.intersection(value.split())))
+            return tuple(sorted(ISA_FLAGS.intersection(value.split())))
     return ()
 
 

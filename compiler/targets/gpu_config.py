@@ -20,7 +20,9 @@ def gpu_config(target: Target) -> str:
         arch = f'rocm_compute_capability {{ gcn_arch_name: "{code}" }}'
         vendor, platform = "Advanced Micro Devices, Inc", "ROCM"
     numbers = "\n".join(f"  {field}: {value}" for field, value in figures.items())
-    parts = " ".join(f"{part}: {digits}" for part, digits in zip(("major", "minor", "patch"), dnn.split("."), strict=True))
+    parts = " ".join(
+        f"{part}: {digits}" for part, digits in zip(("major", "minor", "patch"), dnn.split("."), strict=True)
+    )
     return f"""gpu_device_info {{
 {numbers}
   {arch}

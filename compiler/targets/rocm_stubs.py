@@ -118,14 +118,14 @@ def _shared_library(name: str, functions: list[str]) -> bytes:
         name_at += len(function) + 1
 
     image = bytearray(end)
-    image[:64] = struct.pack(
-        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, 4, 0, 0, 0
-    )
+    image[:64] = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, 4, 0, 0, 0)
     image[64:headers] = b"".join(
         [
             struct.pack("<IIQQQQQQ", _PT_LOAD, 5, 0, 0, 0, text_at + 48, text_at + 48, 4096),
             struct.pack("<IIQQQQQQ", _PT_LOAD, 6, data_at, data_at, data_at, end - data_at, end - data_at, 4096),
-            struct.pack("<IIQQQQQQ", _PT_DYNAMIC, 6, data_at, data_at, data_at, 16 * len(dynamic), 16 * len(dynamic), 8),
+            struct.pack(
+                "<IIQQQQQQ", _PT_DYNAMIC, 6, data_at, data_at, data_at, 16 * len(dynamic), 16 * len(dynamic), 8
+            ),
             struct.pack("<IIQQQQQQ", _PT_GNU_STACK, 6, 0, 0, 0, 0, 0, 16),
         ]
     )

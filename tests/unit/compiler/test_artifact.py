@@ -18,7 +18,7 @@ import pytest
 
 from max import CacheError, CompileError, ConfigError, MaxError, RequestError
 from max.cache import mef
-from max.compiler import Graph, Module, Target, TensorType, probe, xla
+from max.compiler import Graph, Module, Target, TensorType, probe, xla, xla_targets
 from max.compiler.artifact import Options, compile_module
 from max.compiler.counters import COUNTERS
 from max.runtime.model import Buffer, InputError
@@ -137,7 +137,7 @@ def test_cost_compat_and_provenance(artifact):
     assert artifact.json(mef.COST)["layer"]["flops"] >= 2 * D * D
     compat = artifact.json(mef.COMPAT)
     assert compat["requires"] == list(Target.parse("cpu").features)
-    assert compat["machine"] == xla.machine()
+    assert compat["machine"] == xla_targets.machine(Target.parse("cpu"))
     provenance = artifact.json(mef.PROVENANCE)
     assert provenance["toolchain"]["jaxlib"] == compat["jaxlib"]
     assert provenance["seconds"].keys() == {"trace", "merge", "compile"}
@@ -375,7 +375,8 @@ def test_damage_in_code_is_found_before_it_is_loaded(data, weights):
 def test_code_for_other_hosts_is_refused(artifact, monkeypatch):
     found = CompiledModels(artifact)
     stored = artifact.json(mef.COMPAT)
-    for change, message in (({"requires": ["amx_fp64"]}, "needs amx_fp64"), ({"platform": "cuda"}, "needs cuda")):
+    cuda = {"target": "cuda:sm_90", "platform": "cuda"}
+    for change, message in (({"requires": ["amx_fp64"]}, "needs amx_fp64"), (cuda, "cuda:sm_90 .* on cpu:native")):
         monkeypatch.setattr(artifact, "json", lambda kind, change=change: {**stored, **change})
         with pytest.raises(CacheError, match=message):
             InferenceSession().init_all(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax
 import jax._src.interpreters.mlir as jax_mlir
+import jax._src.xla_bridge as xla_bridge
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from max import CacheError, CompileError
-from max.compiler import Graph, TensorType, merge, segments, xla
+from max.compiler import Graph, TensorType, merge, segments, xla, xla_targets
 from max.compiler.counters import COUNTERS
 
 F4 = TensorType("float32", (4,))
@@ -51,17 +51,21 @@ def count_up(weights: Any, state: Any) -> Any:
 
 EXTENSION = {
     "array_result_handler", "batched_block_until_ready", "batched_device_put", "buffer_to_dlpack_managed_tensor",
-    "get_topology_for_devices", "HostBufferSemantics", "JaxRuntimeError", "mlir", "SingleDeviceSharding",
+    "get_topology_for_devices", "hlo_module_cost_analysis", "HostBufferSemantics", "JaxRuntimeError", "mlir",
+    "SingleDeviceSharding", "DeviceTopology",
 }  # fmt: skip
 
 
 def test_every_name_of_the_extension_that_is_used_is_listed_here_and_exists():
-    tree = ast.parse(inspect.getsource(xla))
     used = {
         node.attr
-        for node in ast.walk(tree)
+        for adapter in (xla, xla_targets)
+        for node in ast.walk(ast.parse(inspect.getsource(adapter)))
         if isinstance(node, ast.Attribute)
-        and ((isinstance(node.value, ast.Attribute) and node.value.attr == "_xla") or _is_name(node.value, "xla"))
+        and (
+            (isinstance(node.value, ast.Attribute) and node.value.attr == "_xla")
+            or (adapter is xla and _is_name(node.value, "xla"))
+        )
     }
     assert used == EXTENSION
     for name in EXTENSION:
@@ -82,6 +86,16 @@ def test_names_of_xla_client_and_of_its_objects():
     assert hasattr(extension.HostBufferSemantics, "IMMUTABLE_ONLY_DURING_CALL")
     buffer = xla.put(np.zeros(4, np.float32))
     assert {"aval", "unsafe_buffer_pointer"} <= set(dir(buffer))
+
+
+def test_names_of_plugins_and_topologies():
+    for name in ("load_pjrt_plugin_dynamically", "initialize_pjrt_plugin", "make_c_api_device_topology"):
+        assert callable(getattr(xla_client, name))
+    assert callable(xla_client.make_tfrt_tpu_c_api_device_topology)
+    topology = extension.get_topology_for_devices(xla.host_devices())
+    assert {"serialize", "deserialize", "_make_compile_only_devices"} <= set(dir(topology))
+    assert "compile" in dir(topology._make_compile_only_devices()[0].client)
+    assert isinstance(xla_bridge._plugins_registered, bool)
 
 
 def test_names_of_loaded_executables():
@@ -107,11 +121,11 @@ def test_names_of_jax_and_of_mlir():
 
 
 def test_no_other_file_touches_private_names():
-    """jax._src and jaxlib's extension are for compiler/xla.py alone."""
+    """jax._src and jaxlib's extension are for the adapter alone."""
     root = Path(xla.__file__).parents[1]
     for folder in ("cache", "compiler", "models", "runtime", "serve", "bench", "cli"):
         for path in (root / folder).rglob("*.py"):
-            if path != Path(xla.__file__):
+            if path not in (Path(xla.__file__), Path(xla_targets.__file__)):
                 text = path.read_text()
                 assert "jax._src" not in text, path
                 assert "xla_client" not in text, path
@@ -246,28 +260,6 @@ def test_portable_bytecode_reads_back_even_with_operations_of_chlo():
     text = str(xla.from_portable_bytecode(data))
     assert "func.func public @g(%arg0: tensor<4xf32>)" in text
     assert "chlo.erf" in text
-
-
-# --- the machine ---------------------------------------------------------------------------------------------------
-
-
-def test_machine_is_this_one():
-    machine = xla.machine()
-    assert machine["triple"].split("-")[0] in ("x86_64", "aarch64", "arm64")
-    assert machine["cpu"]
-    assert machine["features"] == sorted(machine["features"])
-    assert all(feature[0] in "+-" for feature in machine["features"])
-    assert "+sse2" in machine["features"] or "+neon" in machine["features"]
-    json.dumps(machine)
-
-
-def test_protobuf_fields():
-    # field 1 varint 300, field 2 fixed64, field 3 fixed32, field 4 "ab", field 20 "c"
-    message = b"\x08\xac\x02" + b"\x11" + bytes(8) + b"\x1d" + bytes(4) + b"\x22\x02ab" + b"\xa2\x01\x01c"
-    assert xla._field(message, 4) == b"ab"
-    assert xla._field(message, 20) == b"c"
-    with pytest.raises(CompileError, match="no field 5"):
-        xla._field(message, 5)
 
 
 # --- a warm start --------------------------------------------------------------------------------------------------
