@@ -45,7 +45,7 @@ def test_messages_come_back_and_an_end_in_the_middle_is_none() -> None:
 
 
 def test_everything_is_compiled_and_named(source: bytes) -> None:
-    sources = dict.fromkeys(("a", "b", "c"), source)
+    sources: dict[str, bytes] = dict.fromkeys(("a", "b", "c"), source)
     found = dict(compile_all(sources, V2, Dump()))
     assert found.keys() == sources.keys()
     for compiled in found.values():
