@@ -1,4 +1,4 @@
-"""Where artifacts are kept, how many bytes they may take, and what a hit and a miss mean."""
+"""Where artifacts are kept and come from, how many bytes they may take, whom to trust, and what a miss means."""
 
 import os
 from pathlib import Path
@@ -30,6 +30,19 @@ class CacheConfig(Section):
 
     max_cache_size: Annotated[ByteSize, AfterValidator(_positive)] = setting(ByteSize(50 * 10**9), compiles=False)
     """Bytes the cache may take, prepared weights included, such as 20GB; the least recently used go first."""
+
+    max_cache_age: float | None = setting(None, compiles=False, gt=0)
+    """Days after which what was not used goes, pinned artifacts excepted [default: no limit]."""
+
+    min_free_space: ByteSize = setting(ByteSize(0), compiles=False)
+    """Bytes to leave free on the cache's disk, such as 10GB: the least recently used goes when there are fewer."""
+
+    require_signed: bool = setting(False, compiles=False)
+    """Use no stored artifact but those signed with a trusted key."""
+
+    trusted_keys: Path | None = setting(None, compiles=False)
+    """File of public keys, one in a line, as `max cache key new` prints them
+    [default: $XDG_CONFIG_HOME/max/trusted-keys or ~/.config/max/trusted-keys]."""
 
     @property
     def folder(self) -> Path:

@@ -1,7 +1,8 @@
-"""Keeping the store under its size: what was used least recently goes first, pinned and brand-new files stay."""
+"""Keeping the store within its bounds: what was used least recently goes first, pinned and brand-new files stay."""
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -9,22 +10,29 @@ from pathlib import Path
 
 from .. import CacheError
 from .binding import Binding
+from .bounds import Bounds
 from .folder import read_small
 from .record import ActionRecord, decode
+from .verdict import Verdict
 
 # Evicting a little more than needed spares the next publications the walk through the store.
 LOW_WATERMARK = 0.9
 # A process may have published a blob and not yet its index entry, or be writing a temporary file.
 GRACE_S = 3600.0
 QUARANTINE_S = 7 * 86400.0
+# Also artifacts outside of the store have verdicts, such as --precompiled-mefs.
+VERDICT_S = 30 * 86400.0
 
 
 @dataclass(frozen=True)
 class Evicted:
-    """How much an eviction removed."""
+    """What an eviction removed, or would remove, with the bytes of each file."""
 
-    files: int
-    bytes: int
+    paths: tuple[tuple[Path, int], ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self.paths)
 
 
 @dataclass(frozen=True)
@@ -36,30 +44,69 @@ class _Candidate:
     files: tuple[Path, ...]
 
 
-def evict(root: Path, max_bytes: int, keep: Collection[str] = ()) -> Evicted:
-    """Removes leftovers, and while there are too many bytes the least recently used artifacts and prepared weights.
+def evict(root: Path, bounds: Bounds, keep: Collection[str] = (), *, dry_run: bool = False) -> Evicted:
+    """Removes leftovers, and while the store is out of bounds the least recently used artifacts and prepared weights.
 
     keep: keys, and ids of prepared weights, that stay beside the pinned ones, such as the one just published
+    dry_run: only tells what would go
     Files that cannot be removed, and those that another process removes meanwhile, are passed over.
     """
     now = time.time()
-    removed = [_remove(path) for path in _leftovers(root, now)]
+    chosen = list(_leftovers(root, now))
     protected = {*keep, *(path.name for path in _files(root / "pins"))}
-    records, bindings = _records(root), _bindings(root)
+    records, bindings = dict(_read(root / "index", ActionRecord)), list(_read(root / "bindings", Binding))
     for path, binding in bindings:
         if binding is None or root / "index" / f"{binding.key}.json" not in records:
-            removed.append(_remove(path))
+            chosen.append(path)
         elif binding.key in protected:
             protected.add(binding.prepared)
     candidates = _artifacts(root, records, protected, now) + _prepared(root, protected)
     total = sum(_size(path) for folder in ("blobs", "prepared", "index", "bindings") for path in _tree(root / folder))
-    if total > max_bytes:
-        for candidate in sorted(candidates, key=lambda candidate: candidate.used):
-            if total <= max_bytes * LOW_WATERMARK:
-                break
-            removed += [_remove(path) for path in candidate.files]
-            total -= candidate.bytes
-    return Evicted(sum(size is not None for size in removed), sum(size or 0 for size in removed))
+    for candidate in _beyond(sorted(candidates, key=lambda candidate: candidate.used), total, bounds, root, now):
+        chosen += candidate.files
+    chosen += _orphans(root, records, bindings, set(chosen))
+    sized = [(path, _size(path)) for path in chosen]
+    return Evicted(tuple(each for each in sized if dry_run or _remove(each[0])))
+
+
+def _beyond(candidates: list[_Candidate], total: int, bounds: Bounds, root: Path, now: float) -> Iterator[_Candidate]:
+    """Yields what has to go, the least recently used first: all that is too old, then until there is room."""
+    lacking = max(0, bounds.min_free_bytes - _free(root)) if bounds.min_free_bytes else 0
+    shrink = total - bounds.max_bytes * LOW_WATERMARK if total > bounds.max_bytes else 0.0
+    wanted = max(shrink, lacking)
+    for candidate in candidates:
+        too_old = bounds.max_age_s is not None and now - candidate.used > bounds.max_age_s
+        if wanted > 0 or too_old:
+            wanted -= candidate.bytes
+            yield candidate
+
+
+def _free(root: Path) -> int:
+    try:
+        return shutil.disk_usage(root).free
+    except OSError:
+        return 1 << 62
+
+
+def _orphans(
+    root: Path,
+    records: dict[Path, ActionRecord | None],
+    bindings: list[tuple[Path, Binding | None]],
+    going: set[Path],
+) -> Iterator[Path]:
+    """Yields what belongs to artifacts that are going, or gone for so long that no process can be publishing them."""
+    staying = {path: record for path, record in records.items() if path not in going}
+    keys = {path.name for path in staying}
+    for path, binding in bindings:
+        if binding is not None and root / "index" / f"{binding.key}.json" in going:
+            yield path
+    mefs = {record.mef for record in staying.values() if record is not None}
+    for path in _files(root / "signatures"):
+        if path.name not in keys and time.time() - _used(path) > GRACE_S:
+            yield path
+    for path, verdict in _read(root / "verdicts", Verdict):
+        if (verdict is None or verdict.mef not in mefs) and time.time() - _used(path) > VERDICT_S:
+            yield path
 
 
 def _artifacts(
@@ -95,15 +142,7 @@ def _leftovers(root: Path, now: float) -> Iterator[Path]:
         yield from (path for path in _files(root / folder) if now - _used(path) > age_s)
 
 
-def _records(root: Path) -> dict[Path, ActionRecord | None]:
-    return dict(_read(root / "index", ActionRecord))
-
-
-def _bindings(root: Path) -> list[tuple[Path, Binding | None]]:
-    return list(_read(root / "bindings", Binding))
-
-
-def _read[T: (ActionRecord, Binding)](folder: Path, record_type: type[T]) -> Iterator[tuple[Path, T | None]]:
+def _read[T: (ActionRecord, Binding, Verdict)](folder: Path, record_type: type[T]) -> Iterator[tuple[Path, T | None]]:
     """Yields the records in a folder, and None for damaged ones; those that cannot be read now are left out."""
     for path in _files(folder):
         try:
@@ -145,11 +184,9 @@ def _used(path: Path) -> float:
         return time.time()
 
 
-def _remove(path: Path) -> int | None:
-    """Returns the bytes that are gone with the file; None when it could not be removed."""
-    size = _size(path)
+def _remove(path: Path) -> bool:
     try:
         path.unlink()
     except OSError:
-        return None
-    return size
+        return False
+    return True

@@ -1,23 +1,38 @@
 """The folder under the store: private to its owner, filled by renames, and patient with network file systems.
 
-Artifacts are code that will be run, so a folder in which somebody else may put files is not used at all.
+Artifacts are code that will be run, so a folder in which somebody else may put files is used for signed ones at most.
 """
 
 import contextlib
 import errno
 import os
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import CacheError
 from .record import MAX_RECORD_BYTES
+from .trust import distrust_of
 
 LAYOUT = "1"
-SUBFOLDERS = ("blobs", "index", "bindings", "prepared", "pins", "tmp", "leases", "quarantine")
+SUBFOLDERS = (
+    "blobs",
+    "index",
+    "signatures",
+    "verdicts",
+    "bindings",
+    "prepared",
+    "pins",
+    "tmp",
+    "leases",
+    "quarantine",
+)
 _PASSING = (errno.ESTALE, errno.EBUSY, errno.EINTR)
 _PAUSES_S = (0.01, 0.04, 0.16)
+
+
+class Untrusted(CacheError):
+    """Others may put files into the folder: nothing in it may be used unless it is signed."""
 
 
 def retrying[**P, R](call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -32,23 +47,24 @@ def retrying[**P, R](call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
     return call(*args, **kwargs)
 
 
-def open_root(root: Path, *, create: bool) -> bool:
+def open_root(root: Path, *, create: bool, private: bool = True) -> bool:
     """Checks the folder, makes what is missing when `create`, and returns whether it can be written.
 
-    Raises: FileNotFoundError when it is absent and not to be made; CacheError when it must not be used; OSError when it
-    cannot be.
+    private: whether others' folders, and those that others may write to, are refused
+    Raises: FileNotFoundError when it is absent and not to be made; Untrusted; CacheError when it must not be used for
+    another reason; OSError when it cannot be.
     """
     if create:
         with contextlib.suppress(FileExistsError):
             root.mkdir(mode=0o700, parents=True)
-    _check_private(root)
+    _check(root, private)
     for name in SUBFOLDERS:
         if create:
             # A read-only file system says so below, by os.access; what is there can still be read.
             with contextlib.suppress(OSError):
                 (root / name).mkdir(mode=0o700)
         if (root / name).exists():
-            _check_private(root / name)
+            _check(root / name, private)
     writable = all(os.access(root / name, os.W_OK | os.X_OK) for name in SUBFOLDERS)
     try:
         layout = read_small(root / "VERSION").decode("utf-8", "replace").strip()
@@ -64,17 +80,12 @@ def open_root(root: Path, *, create: bool) -> bool:
     return writable
 
 
-def _check_private(folder: Path) -> None:
-    state = os.stat(folder)
-    if not stat.S_ISDIR(state.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    # Root may do anything anyway, so a cache that root made, as in a container image, is no less safe.
-    if state.st_uid not in (os.geteuid(), 0):
-        raise CacheError(
-            f"{folder} belongs to another user (uid {state.st_uid})", "name a folder of your own with --cache-dir"
-        )
-    if state.st_mode & stat.S_IWOTH:
-        raise CacheError(f"everybody may write to {folder}", f"run: chmod 700 {folder}")
+def _check(folder: Path, private: bool) -> None:
+    distrust = distrust_of(folder)
+    if private and distrust:
+        own = os.stat(folder).st_uid == os.geteuid()
+        mend = f"run: chmod 700 {folder}" if own else "name a folder of your own with --cache-dir"
+        raise Untrusted(distrust, f"{mend}, or trust the keys that sign its artifacts (--trusted-keys)")
 
 
 def read_small(path: Path) -> bytes:

@@ -154,6 +154,19 @@ def _acquire[T](
         poll = min(poll * 1.5, _LAST_POLL_S)
 
 
+def alive_holders(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns who holds a lease in a folder, and the names of leases whose holders are dead or silent."""
+    live, dead = [], []
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        owner = _owner(path)
+        stale = _is_stale(path, 0, owner, _Watch(), STALE_S)
+        with contextlib.suppress(OSError):
+            stale = stale or time.time() - path.stat().st_mtime > STALE_S
+        dead.append(name) if stale else live.append(f"pid {owner.get('pid', '?')} on {owner.get('host', '?')}")
+    return live, dead
+
+
 def _newest(folder: Path, name: str) -> int | None:
     numbers = [entry.removeprefix(f"{name}.") for entry in os.listdir(folder) if entry.startswith(f"{name}.")]
     return max((int(number) for number in numbers if number.isdecimal()), default=None)

@@ -9,14 +9,16 @@ import logging
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from .. import CacheError
-from .folder import open_root, unused_name
+from .bounds import Bounds
+from .counters import Counters
+from .eviction import Evicted, evict
+from .folder import Untrusted, open_root, unused_name
+from .trust import Trust, is_foreign_file
 
 if TYPE_CHECKING:
     from .config import CacheConfig, CachePolicy
@@ -28,25 +30,16 @@ TOUCH_AFTER_S = 600.0
 _NAME = re.compile(r"[0-9a-f]{32}([0-9a-f]{32})?")
 
 
-@dataclass
-class Counters:
-    """What this process did with the store: `misses` by reason, `seconds` spent inside of it."""
-
-    hits: int = 0
-    misses: Counter[str] = field(default_factory=Counter)
-    quarantined: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    seconds: float = 0.0
-
-
 class OpenFolder:
     """A cache folder that was found usable for reading, for writing, or for neither."""
 
-    def __init__(self, root: Path, policy: "CachePolicy", max_bytes: int) -> None:
+    def __init__(self, root: Path, policy: "CachePolicy", bounds: Bounds, trust: Trust) -> None:
         self.root = root
         self.policy = policy
-        self.max_bytes = max_bytes
+        self.bounds = bounds
+        self.trust = trust
+        self.is_private = True
+        """Whether nobody else can have put files here; otherwise signed artifacts are used, and nothing is kept."""
         self.readable = False
         self.writable = False
         self.counters = Counters()
@@ -54,11 +47,12 @@ class OpenFolder:
         self._warned: set[str] = set()
         self._unusable: set[Path] = set()
         self._in_use: set[str] = set()
+        self._published: set[str] = set()
 
     @classmethod
     def open(cls, config: "CacheConfig") -> Self:
         """Opens the configured folder, and makes it if need be. Never fails: an unusable folder is one warning."""
-        opened = cls(config.folder, config.cache_policy, int(config.max_cache_size))
+        opened = cls(config.folder, config.cache_policy, Bounds.of(config), Trust.of(config))
         if opened.policy != "off":
             opened._open_root(fills=opened.policy in ("on", "redo"))
         return opened
@@ -71,6 +65,8 @@ class OpenFolder:
                 self._warn("open", f"the cache folder {self.root} cannot be made: {error.strerror}")
         except OSError as error:
             self._warn("open", f"the cache folder {self.root} cannot be used: {error.strerror}")
+        except Untrusted as error:
+            self._open_untrusted(error)
         except CacheError as error:
             self._warn("open", f"going on without a cache: {error.message}; {error.hint}")
         else:
@@ -78,6 +74,22 @@ class OpenFolder:
             self.writable = writable and self.policy != "readonly"
             if fills and not writable:
                 self._warn("open", f"the cache folder {self.root} is read-only: what it lacks is made and not kept")
+
+    def _open_untrusted(self, error: Untrusted) -> None:
+        if not self.trust.keys:
+            self._warn("open", f"going on without a cache: {error.message}; {error.hint}")
+            return
+        try:
+            open_root(self.root, create=False, private=False)
+        except (OSError, CacheError) as other:
+            self._warn("open", f"the cache folder {self.root} cannot be used: {other}")
+            return
+        self.readable, self.is_private = True, False
+        self._warn("open", f"{error.message}: only signed artifacts are used, and nothing is kept there")
+
+    def _is_mine(self, path: Path) -> bool:
+        """Whether a record or prepared weights can be believed: nobody else has put them here."""
+        return self.is_private and not is_foreign_file(path)
 
     @contextlib.contextmanager
     def temporary(self, suffix: str = "") -> Iterator[Path]:
@@ -94,6 +106,20 @@ class OpenFolder:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
+    def evict(self) -> Evicted:
+        """Brings the folder within its bounds, and removes what crashed processes left behind.
+
+        What this process has found or made stays whatever the bounds: a model needs its artifact and its weights.
+        """
+        if not self.writable:
+            return Evicted(())
+        with self._timed():
+            evicted = evict(self.root, self.bounds, self._in_use)
+        self.counters.evicted += len(evicted.paths)
+        if evicted.paths:
+            log.info("cache evicted files=%d bytes=%d", len(evicted.paths), evicted.bytes)
+        return evicted
+
     def _path(self, folder: str, name: str) -> Path:
         """Returns where a record, a blob or a pin lies. Raises: CacheError for a name that is no digest."""
         if not _NAME.fullmatch(name):
@@ -101,7 +127,7 @@ class OpenFolder:
         match folder:
             case "blobs" | "prepared":
                 return self.root / folder / name[:2] / name
-            case "index" | "bindings":
+            case "index" | "bindings" | "signatures" | "verdicts":
                 return self.root / folder / f"{name}.json"
             case _:
                 return self.root / folder / name

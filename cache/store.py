@@ -1,56 +1,92 @@
 """The store of compiled artifacts, bindings and prepared weights: one folder, any number of processes, no locks.
 
-index/<key>.json      which artifact a key names; written last, so that its presence means complete
-blobs/xx/<id>         artifacts by content
-bindings/<name>.json  which artifact and prepared weights serve a checkpoint
-prepared/xx/<id>      prepared weights
-pins/<key>            artifacts that eviction spares
+index/<key>.json       which artifact a key names; written last, so that its presence means complete
+blobs/xx/<id>          artifacts by content
+signatures/<key>.json  who vouches for an artifact
+verdicts/<name>.json   whether an artifact was found sound on a kind of machine
+bindings/<name>.json   which artifact and prepared weights serve a checkpoint
+prepared/xx/<id>       prepared weights
+pins/<key>             artifacts that eviction spares
 tmp/ leases/ quarantine/ VERSION
 """
 
 import contextlib
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from .. import CacheError, ConfigError
-from .binding import Binding
-from .eviction import Evicted, evict
+from .catalog import nearest, records
+from .checkpoint_store import CheckpointStore
 from .folder import move_into_place, read_small, write_small
-from .key import Difference, Key, explain
+from .key import Key, explain
 from .lease import WAIT_LIMIT_S, Lease, Waiting, single_flight
 from .mef import Mef
-from .open_folder import OpenFolder
 from .record import ActionRecord, decode, encode
+from .signing import SignatureRecord, unsigned
+from .trust import is_foreign_file
+from .verdict import Verdict, verdict_name
 
 log = logging.getLogger(__name__)
 
-_NEAREST_OF = 500
+Kind = Literal["exact", "compatible"]
 
 
-class Store(OpenFolder):
+@dataclass(frozen=True)
+class Found:
+    """An artifact, the key that it is stored under, and how it was come by."""
+
+    mef: Mef
+    key: Key
+    kind: Kind
+
+
+class Store(CheckpointStore):
     """Artifacts by key. A miss is None, and so is everything that cannot be had or kept; `open` makes a store."""
 
     def lookup(self, key: Key) -> Mef | None:
-        """Returns the artifact of a key, its header and table checked, or None; each is counted.
+        """Returns the artifact of exactly this key as `find` does."""
+        found = self.find(key)
+        return None if found is None else found.mef
 
+    def find(self, key: Key, serves: Callable[[dict[str, Any]], bool] | None = None) -> Found | None:
+        """Returns an artifact for a key, its header and table checked, or None; each is counted.
+
+        serves: tells by its factors whether an artifact of another key does as well, such as one compiled for fewer
+                instruction sets; asked when there is none of the key itself
         Raises: ConfigError on a miss under the policy `require`, naming what differs from the nearest artifact.
         """
         with self._timed():
             found = self._find(key)
+            other = self._compatible(key, serves) if serves and not isinstance(found, Mef) else None
         if isinstance(found, Mef):
-            self._in_use.add(key.digest)
-            self.counters.hits += 1
-            self.counters.bytes_read += found.size
-            log.info("cache hit key=%s bytes=%d", key, found.size)
-            return found
+            return self._hit(Found(found, key, "exact"))
+        if other is not None:
+            return self._hit(other)
         self.counters.misses[found] += 1
         log.info("cache miss key=%s reason=%s", key, found)
         if self.policy == "require":
             raise self._required(key, found)
+        return None
+
+    def _hit(self, found: Found) -> Found:
+        self._in_use.add(found.key.digest)
+        self.counters.hits[found.kind] += 1
+        self.counters.bytes_read += found.mef.size
+        log.info("cache hit key=%s kind=%s bytes=%d", found.key, found.kind, found.mef.size)
+        return found
+
+    def _compatible(self, key: Key, serves: Callable[[dict[str, Any]], bool]) -> Found | None:
+        for _, record in records(self):
+            if record.key != key.digest and serves(record.factors):
+                other = Key(record.key, record.factors)
+                found = self._find(other)
+                if isinstance(found, Mef):
+                    return Found(found, other, "compatible")
         return None
 
     def publish(
@@ -84,6 +120,7 @@ class Store(OpenFolder):
             return None
         self.counters.bytes_written += mef.size
         self._in_use.add(key.digest)
+        self._published.add(mef.id)
         self.evict()
         return mef
 
@@ -92,82 +129,13 @@ class Store(OpenFolder):
         path = self._path("blobs", artifact.id)
         return path if self.readable and path.is_file() else None
 
-    def lookup_binding(self, digest: str) -> Binding | None:
-        """Returns the binding of that name, or None; a damaged one is quarantined."""
-        if not self.readable:
-            return None
-        path = self._path("bindings", digest)
-        try:
-            with self._timed():
-                binding = Binding.decoded(read_small(path), path)
-            if binding.digest != digest:
-                raise CacheError(f"{path} is the binding {binding.digest}", "it will be made again")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            self._warn("read", f"{path} cannot be read: {error.strerror}")
-            return None
-        except CacheError as error:
-            self._set_aside(error, path)
-            return None
-        self._touch(path)
-        return None if self._is_outdated(binding.created) else binding
+    def blob_path(self, mef: str) -> Path:
+        """Where the artifact of that id lies, if it is there. Raises: CacheError for a name that is no id."""
+        return self._path("blobs", mef)
 
-    def bindings(self) -> Iterator[Binding]:
-        """Yields every readable binding that the policy does not pass over, in no order."""
-        paths: list[str] = []
-        if self.readable:
-            with contextlib.suppress(OSError):
-                paths = [entry.path for entry in os.scandir(self.root / "bindings")]
-        for path in paths:
-            with contextlib.suppress(OSError, CacheError):
-                binding = Binding.decoded(read_small(Path(path)), path)
-                if not self._is_outdated(binding.created):
-                    yield binding
-
-    def publish_binding(self, binding: Binding) -> bool:
-        """Keeps a binding under its digest; returns False, with one warning, where it cannot be kept."""
-        if not self.writable:
-            return False
-        try:
-            with self._timed():
-                write_small(self._path("bindings", binding.digest), binding.encoded(), self.root / "tmp")
-        except OSError as error:
-            self.not_kept("binding", error)
-            return False
-        return True
-
-    def prepared_path(self, identity: str) -> Path | None:
-        """Returns the file of prepared weights with that id, and notes its use; None when there is none.
-
-        Under the policy `redo` it is found through a binding made since the start only, as those are.
-        """
-        path = self._path("prepared", identity)
-        if not self.readable or path in self._unusable or not path.is_file():
-            return None
-        self._in_use.add(identity)
-        self._touch(path)
-        return path
-
-    def publish_prepared(self, temporary: Path, identity: str) -> Path | None:
-        """Moves prepared weights, written to a path from `temporary`, into the store and returns their place.
-
-        Returns None, with one warning, where they cannot be kept; the temporary file is still there then.
-        """
-        if not self.writable:
-            return None
-        path = self._path("prepared", identity)
-        try:
-            with self._timed():
-                size = temporary.stat().st_size
-                move_into_place(temporary, path)
-        except OSError as error:
-            self.not_kept("file of prepared weights", error)
-            return None
-        self.counters.bytes_written += size
-        self._in_use.add(identity)
-        self.evict()
-        return path
+    def prepared_file(self, identity: str) -> Path:
+        """Where prepared weights of that id lie, if they are there. Raises: CacheError for a name that is no id."""
+        return self._path("prepared", identity)
 
     def lease(
         self, key: Key, *, on_wait: Callable[[Waiting], None] | None = None, limit_s: float = WAIT_LIMIT_S
@@ -201,33 +169,12 @@ class Store(OpenFolder):
         path = self._path("leases", name)
         return single_flight(path.parent, path.name, find, on_wait=on_wait, limit_s=limit_s)
 
-    def records(self) -> list[ActionRecord]:
-        """Returns the readable index entries, the most recently used first."""
-        dated: list[tuple[float, Path]] = []
-        if self.readable:
-            with contextlib.suppress(OSError):
-                dated = [(entry.stat().st_mtime, Path(entry.path)) for entry in os.scandir(self.root / "index")]
-        found = []
-        for _, path in sorted(dated, reverse=True):
-            with contextlib.suppress(OSError, CacheError):
-                found.append(decode(read_small(path), ActionRecord, path))
-        return found
-
-    def nearest(self, key: Key) -> tuple[ActionRecord, list[Difference]] | None:
-        """Returns the stored record that differs from a key in the fewest factors, and those: why it is a miss."""
-        ranked = [(record, explain(key.factors, record.factors)) for record in self.records()[:_NEAREST_OF]]
-        return min((pair for pair in ranked if pair[1]), key=lambda pair: len(pair[1]), default=None)
-
     def quarantine(self, key: Key, error: CacheError) -> None:
         """Sets an artifact aside that turned out to be damaged when a section was read, so that it is made again."""
         index = self._path("index", key.digest)
         with contextlib.suppress(OSError, CacheError):
             record = decode(read_small(index), ActionRecord, index)
             self._set_aside(error, index, self._path("blobs", record.mef))
-
-    def quarantine_prepared(self, identity: str, error: CacheError) -> None:
-        """Sets damaged prepared weights aside, so that they are made again."""
-        self._set_aside(error, self._path("prepared", identity))
 
     def pin(self, key: Key, pinned: bool = True) -> None:
         """Has eviction spare an artifact and the prepared weights bound to it, or no longer. Raises: CacheError."""
@@ -237,18 +184,38 @@ class Store(OpenFolder):
         except OSError as error:
             raise CacheError(f"{path} cannot be changed: {error.strerror}", "is the cache read-only?") from error
 
-    def evict(self) -> Evicted:
-        """Brings the store under its size, and removes what crashed processes left behind.
+    def signatures(self, key: str) -> SignatureRecord | None:
+        """The signatures of what a key names; None for none, and for a damaged record."""
+        with contextlib.suppress(OSError, CacheError):
+            path = self._path("signatures", key)
+            return decode(read_small(path), SignatureRecord, path)
+        return None
 
-        What this process has found or made stays whatever the size: a model needs its artifact and its weights.
-        """
-        if not self.writable:
-            return Evicted(0, 0)
-        with self._timed():
-            evicted = evict(self.root, self.max_bytes, self._in_use)
-        if evicted.files:
-            log.info("cache evicted files=%d bytes=%d", evicted.files, evicted.bytes)
-        return evicted
+    def add_signatures(self, record: SignatureRecord) -> None:
+        """Keeps signatures beside those of the same artifact that are there. Raises: CacheError."""
+        path = self._path("signatures", record.key)
+        try:
+            write_small(path, encode(record.joined(self.signatures(record.key))), self.root / "tmp")
+        except OSError as error:
+            raise CacheError(f"{path} cannot be written: {error.strerror}", "is the cache read-only?") from error
+
+    def verdict(self, mef: str, machine: str) -> Verdict | None:
+        """What is known of an artifact on a kind of machine; None when it has not been tried there."""
+        path = self._path("verdicts", verdict_name(mef, machine))
+        if not self.readable or not self._is_mine(path):
+            return None
+        with contextlib.suppress(OSError, CacheError):
+            found = decode(read_small(path), Verdict, path)
+            return found if (found.mef, found.machine) == (mef, machine) else None
+        return None
+
+    def keep_verdict(self, verdict: Verdict) -> None:
+        """Keeps a verdict where it can be kept; elsewhere the artifact will be tried again."""
+        if self.writable:
+            try:
+                write_small(self._path("verdicts", verdict.name), encode(verdict), self.root / "tmp")
+            except OSError as error:
+                self.not_kept("verdict on the artifact", error)
 
     def _find(self, key: Key) -> Mef | str:
         """Returns the artifact, or in a word why there is none."""
@@ -271,7 +238,21 @@ class Store(OpenFolder):
             return "damaged"
         if self._is_outdated(record.created):
             return "redo"
+        if not self._is_trusted(index, record):
+            return "unsigned"
         return self._open_blob(index, record)
+
+    def _is_trusted(self, index: Path, record: ActionRecord) -> bool:
+        """Whether an artifact may be run: its files are this user's and no signature is required, or it is signed."""
+        blob = self._path("blobs", record.mef)
+        private = self.is_private and not is_foreign_file(index) and not is_foreign_file(blob)
+        if record.mef in self._published or (private and not self.trust.required):
+            return True
+        if self.trust.signers(record.key, record.mef, self.signatures(record.key)):
+            return True
+        error = unsigned(f"the artifact {record.mef[:12]} in {self.root}", self.trust.keys_file)
+        self._warn("unsigned", f"{error.message}, and is not used; {error.hint}")
+        return False
 
     def _open_blob(self, index: Path, record: ActionRecord) -> Mef | str:
         blob = self._path("blobs", record.mef)
@@ -295,10 +276,10 @@ class Store(OpenFolder):
 
     def _required(self, key: Key, reason: str) -> ConfigError:
         message = f"no compiled artifact for these settings in {self.root} ({reason}), and --cache-policy is require"
-        nearest = self.nearest(key)
-        if nearest is None:
+        near = nearest(self, key)
+        if near is None:
             return ConfigError(message, "run `max warm-cache` with the same options and the same --cache-dir first")
-        first, *others = nearest[1]
+        first, *others = near[1]
         more = f" (and {len(others)} more: {', '.join(other.path for other in others[:5])})" if others else ""
         return ConfigError(
             message, f"the nearest one differs in {first}{more}; run `max warm-cache` with these options"

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """A command: its module, which holds the click command under the name `command`, and its line in the help."""
+    """A command: its module, which holds the click command as `attribute`, and its line in the help."""
 
     module: str
     summary: str
     takes_model: bool = False
     """Whether it takes the settings of a model, and so refuses by name those that are planned."""
+    attribute: str = "command"
 
 
 COMMANDS = {
+    "cache": CommandEntry(".cache", "Look into the cache of compiled models, check, share and trim it."),
     "generate": CommandEntry(".generate", "Generate text from a model and a prompt, without a server.", True),
     "list": CommandEntry(".list", "List the model architectures that can be run."),
     "warm-cache": CommandEntry(".warm_cache", "Compile a model ahead of time and keep the result.", True),

@@ -33,10 +33,21 @@ def document() -> str:
     for name in group.list_commands(root):
         command = group.get_command(root, name)
         assert command is not None, f"max {name} is in the table of commands and cannot be had"
-        context = click.Context(command, info_name=name, parent=root)
-        parts += [f"## max {name}\n", *_description(command), *_options(context)]
+        parts += _sections(command, click.Context(command, info_name=name, parent=root))
         taken |= {flag for parameter in command.params if not _is_hidden(parameter) for flag in parameter.opts}
     return "\n".join([*parts, *_planned(taken)])
+
+
+def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
+    """A command's own section, and those of the commands in it."""
+    yield f"## {context.command_path}\n"
+    yield from _description(command)
+    yield from _options(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None, f"{name} is in the table of {context.command_path} and cannot be had"
+            yield from _sections(inner, click.Context(inner, info_name=name, parent=context))
 
 
 def _description(command: click.Command) -> Iterator[str]:

@@ -5,9 +5,7 @@ Exit codes: 0 done, 1 an error of ours, 2 a mistake in what was asked, 3 no room
 
 from __future__ import annotations
 
-import difflib
 import errno
-import importlib
 import io
 import logging
 import os
@@ -20,6 +18,7 @@ import click
 
 from .. import Kind, MaxError, __version__
 from .commands import COMMANDS
+from .lazy_group import LazyGroup
 
 _EXIT_CODES: dict[Kind, int] = {"internal": 1, "user": 2, "capacity": 3}
 _INTERRUPTED = 130
@@ -29,39 +28,21 @@ _LOGGER = logging.getLogger(__name__.partition(".")[0])
 _LEVELS = ("debug", "info", "warning", "error")
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command only to run it or to show its own help."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+class CommandLine(LazyGroup):
+    """`max` itself: gives every command what all have."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
             return None
-        command: click.Command = importlib.import_module(entry.module, __package__).command
         flags = {flag for parameter in command.params for flag in parameter.opts}
         if "--log-level" not in flags:
             command.params.append(_log_level_option())
-        if entry.takes_model:
+        if self.table[cmd_name].takes_model:
             from .planned import planned_options
 
             command.params += planned_options(taken=flags)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise click.UsageError(f"no such command: {name}.{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
 
 
 def _log_level_option() -> click.Option:
@@ -79,9 +60,11 @@ def _set_log_level(level: str) -> None:
     _LOGGER.setLevel(level.upper())
 
 
-def _make_group() -> LazyGroup:
-    return LazyGroup(
-        "max",
+def _make_group() -> CommandLine:
+    return CommandLine(
+        table=COMMANDS,
+        package=__package__ or "",
+        name="max",
         params=[_log_level_option()],
         help="Compile and run language models on JAX/XLA, and keep what was compiled.",
         epilog="Every setting can also stand in a YAML file (--config-file) or in the environment (MAX_<NAME>).",

@@ -24,7 +24,7 @@ from ..cache.fields import Section, compile_factors
 from ..cache.key import Key, make_key, source_digest, toolchain
 from ..cache.lease import Waiting
 from ..cache.mef import Mef
-from ..cache.store import Store
+from ..cache.store import Found, Store
 from ..compiler import Target, native, xla
 from ..compiler.dump import Dump
 from ..compiler.limits import Limits, choose_limits, default_length
@@ -33,8 +33,10 @@ from ..compiler.targets.toolchain import require as require_toolchain
 from ..compiler.weights import Packing, WeightTable
 from .checkpoint import Checkpoint
 from .config import BatchConfig, ModelConfig
+from .ladder import runs_here
 from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
+from .trial import check_sound, vouch
 from .weight_preparation import Progress, choose_packing, find_or_prepare
 
 if TYPE_CHECKING:
@@ -55,6 +57,16 @@ class TextFacts:
     files: Sequence[Path] = ()
     stop_token_ids: Sequence[int] = ()
     generation: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an artifact is asked for by: its key, and what it is made from."""
+
+    key: Key
+    config: Config
+    limits: Limits
+    weights: WeightTable
 
 
 def _silent(phase: str, item: str, done: int, total: int) -> None:
@@ -82,16 +94,17 @@ class Preparation:
         progress: Progress = _silent,
         dump: Dump | None = None,
         keep_weights: bool = False,
+        exact: bool = False,
         check: Callable[[int, int], None] = unchecked,
     ) -> None:
         """settings: every section whose classified fields join the key; keep_weights: fill an arena as well when
-        weights have to be prepared, so that a start that goes on to run need not read them back; text: called where a
-        binding is written; check: called with the size of the context and of the vocabulary before anything is
-        compiled or prepared, and may raise."""
+        weights have to be prepared, so that a start that goes on to run need not read them back; exact: take no
+        artifact that was compiled for less than the target; text: called where a binding is written; check: called
+        with the size of the context and of the vocabulary before anything is compiled or prepared, and may raise."""
         self.store, self.model, self.batch, self.target = store, model, batch, target
         self.use_subgraphs, self.settings = use_subgraphs, settings
         self.text, self.progress, self.dump = text, progress, dump or Dump()
-        self.keep_weights, self.check = keep_weights, check
+        self.keep_weights, self.exact, self.check = keep_weights, exact, check
         self.report = Report()
         self.checkpoint = checkpoint
         self.packing: Packing = choose_packing(model.quantization_encoding, checkpoint, target)
@@ -114,18 +127,18 @@ class Preparation:
     # --- the warm path ---
 
     def _from_binding(self) -> Prepared | None:
-        binding = self.store.lookup_binding(self._binding_digest)
-        if binding is None or binding.changed_files():
+        binding = self.binding()
+        if binding is None:
             return None
         weights = self.store.prepared_path(binding.prepared)
         if weights is None:
             return None
-        artifact = self._lookup(Key(binding.key, binding.factors))
-        if artifact is None:
+        stored = self._lookup(Key(binding.key, binding.factors))
+        if stored is None:
             return None
-        self.report.key, self.report.reason = binding.key, "bound"
+        self.report.key, self.report.reason = stored.key.digest, "bound"
         ready = PreparedWeights(weights, binding.prepared, None)
-        found = Prepared(artifact, self.store.artifact_path(artifact), ready, self.report)
+        found = Prepared(stored.mef, self.store.artifact_path(stored.mef), ready, self.report)
         self.check(found.limits.max_length, found.compiled.vocab_size)
         return found
 
@@ -145,22 +158,25 @@ class Preparation:
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
         }
 
-    def _lookup(self, key: Key) -> Mef | None:
-        """The stored artifact with every section's hash compared; a damaged one is set aside and counts as a miss."""
-        found = self.store.lookup(key)
+    def _lookup(self, key: Key) -> Found | None:
+        """The stored artifact with every section's hash compared; one that cannot be used is set aside: a miss."""
+        found = self.store.find(key, None if self.exact else runs_here(key.factors))
         if found is None:
             return None
         try:
-            found.check()
-            CompiledModels(found).check(self.target)
+            found.mef.check()
+            CompiledModels(found.mef).check(self.target)
+            if self.target.runs_here():
+                check_sound(found.mef, self.store.artifact_path(found.mef), self.store)
         except CacheError as error:
-            self.store.quarantine(key, error)
+            self.store.quarantine(found.key, error)
             return None
         return found
 
     # --- the way through the architecture's config ---
 
-    def _from_config(self) -> Prepared:
+    def wanted(self) -> Wanted:
+        """What a start with these settings asks for; raises as `run` does for a checkpoint that cannot be used."""
         from ..models import table
 
         architecture = table.find(self.checkpoint.architecture)
@@ -175,20 +191,28 @@ class Preparation:
             "limits": limits.to_json(),
             **self._common_factors(),
         }
-        key = make_key(factors)
+        return Wanted(make_key(factors), config, limits, weights)
+
+    def binding(self) -> Binding | None:
+        """The binding that a warm start would begin with; None when there is none, or a bound file has changed."""
+        binding = self.store.lookup_binding(self._binding_digest)
+        return None if binding is None or binding.changed_files() else binding
+
+    def _from_config(self) -> Prepared:
+        wanted = self.wanted()
+        key, artifact = self._artifact(wanted)
         self.report.key = key.digest
-        artifact = self._artifact(key, config, limits, weights)
         ready = find_or_prepare(
-            weights,
+            wanted.weights,
             self.checkpoint,
             self.store,
             self.report,
             self.progress,
-            made_by={name: factors[name] for name in ("packing", "kernels", "sources")},
+            made_by={name: wanted.key.factors[name] for name in ("packing", "kernels", "sources")},
             keep=self.keep_weights,
         )
         if ready.file is not None:
-            self._bind(key, artifact, ready.id, limits)
+            self._bind(key, artifact, ready.id, wanted.limits)
         return Prepared(artifact, self.store.artifact_path(artifact), ready, self.report)
 
     def _limits(self, config: Config) -> Limits:
@@ -217,19 +241,25 @@ class Preparation:
             smallest_step=self.target.smallest_step,
         )
 
-    def _artifact(self, key: Key, config: Config, limits: Limits, weights: WeightTable) -> Mef:
+    def _artifact(self, wanted: Wanted) -> tuple[Key, Mef]:
+        """The artifact, and the key that it is stored under."""
+        key = wanted.key
         found = self._lookup(key)
         if found is not None:
-            self.report.reason = "same shape"
-            return found
+            self.report.reason = "same shape" if found.kind == "exact" else found.kind
+            return found.key, found.mef
         with self.store.lease(key, on_wait=self._on_wait) as lease:
             if lease.found is not None:
                 self.report.reason = "made by another process"
-                return lease.found
-            data = self._compile(config, limits, weights)
+                return key, lease.found
+            data = self._compile(wanted.config, wanted.limits, wanted.weights)
             seconds = self.report.seconds["compile"]
             kept = self.store.publish(key, data, command=" ".join(sys.argv[1:]), seconds=seconds)
-            return kept or Mef.from_bytes(data)
+        if kept is None:
+            return key, Mef.from_bytes(data)
+        if self.target.runs_here():
+            vouch(kept, self.store)
+        return key, kept
 
     def _compile(self, config: Config, limits: Limits, weights: WeightTable) -> bytes:
         require_toolchain(self.target)

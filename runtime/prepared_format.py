@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from .. import CacheError
 from .arena import ALIGNMENT, Slot, place
@@ -114,6 +115,27 @@ def read_contents(descriptor: int, path: Path) -> Contents:
         return _parse(toc, digest.hex(), offset - HEADER_BYTES)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(path, f"the table of contents cannot be used: {error}") from None
+
+
+def check_file(path: Path, expected_id: str) -> None:
+    """Reads the whole file and compares every hash; raises CacheError for a damaged one and for another's content."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}") from None
+    try:
+        contents = read_contents(descriptor, path)
+        if contents.id != expected_id:
+            raise damaged(path, f"its id is {contents.id[:12]}, {expected_id[:12]} is needed")
+        stop = HEADER_BYTES + contents.data_bytes
+        for offset, digest in zip(range(HEADER_BYTES, stop, CHUNK_BYTES), contents.chunks, strict=True):
+            chunk = os.pread(descriptor, min(CHUNK_BYTES, stop - offset), offset)
+            if xxhash.xxh3_64_intdigest(chunk) != digest:
+                raise damaged(path, f"the chunk at byte {offset} is damaged")
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
 def _parse(toc: bytes, identity: str, size: int) -> Contents:

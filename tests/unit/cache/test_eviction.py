@@ -6,6 +6,7 @@ import time
 import pytest
 
 from max.cache.binding import Binding, checkpoint_identity
+from max.cache.catalog import records
 from max.cache.key import make_key
 
 KEYS = [make_key({"number": number}) for number in range(4)]
@@ -13,7 +14,7 @@ SIZE = 100_000
 
 
 def artifact_id(store, key):
-    return next(record.mef for record in store.records() if record.key == key.digest)
+    return next(record.mef for _, record in records(store) if record.key == key.digest)
 
 
 def present(store):
@@ -50,7 +51,7 @@ def test_the_least_recently_used_go_first(filled, open_store):
     assert store.lookup(KEYS[0]) is not None  # a use, noted in the index entry's time
     evicted = store.evict()
     assert present(store) == [0, 3]
-    assert evicted.files == 4 and evicted.bytes > 2 * SIZE
+    assert evicted.paths.__len__() == 4 and evicted.bytes > 2 * SIZE
     assert len(list((store.root / "blobs").glob("*/*"))) == 2
     assert store.lookup(KEYS[3]) is not None
 
@@ -150,5 +151,5 @@ def test_leftovers_of_crashed_processes_go(open_store):
         path.write_bytes(b"x")
     for path, days in ((old, 2), (damaged, 8), (lease, 2)):
         age(path, days * 1440)
-    assert store.evict().files == 3
+    assert store.evict().paths.__len__() == 3
     assert new.exists() and not old.exists() and not damaged.exists() and not lease.exists()
