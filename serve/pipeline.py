@@ -48,6 +48,7 @@ def preparation_of(
 ) -> Preparation:
     """A preparation of this checkpoint, for `target` or else the device that the settings name.
 
+    target: one to compile for exactly; the device is also served by an artifact that needs less than it has
     text: called when a binding is written, which a warm start does not do
     """
     return Preparation(
@@ -62,6 +63,7 @@ def preparation_of(
         progress=progress,
         dump=dump,
         keep_weights=keep_weights,
+        exact=target is not None,
         check=check,
     )
 

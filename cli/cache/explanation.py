@@ -26,9 +26,11 @@ def explain_start(settings: Settings, as_json: bool) -> None:
     """Prints whether artifact and weights would be found; looks only, under whatever cache policy."""
     config = settings.of(CacheConfig).model_copy(update={"cache_policy": "readonly"})
     settings = Settings(config if isinstance(each, CacheConfig) else each for each in settings)
-    folder = model_folder(settings.of(ModelConfig))
-    text = TextSide.load(folder)
-    preparation = make_preparation(settings, Checkpoint.open(folder), text, ProgressBar(), keep_weights=False)
+    model = settings.of(ModelConfig)
+    folder = model_folder(model)
+    checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
+    text = TextSide.load(folder, weight_path=model.weight_path)
+    preparation = make_preparation(settings, checkpoint, text, ProgressBar(), keep_weights=False)
     wanted = preparation.wanted()
     result, differing = _explained(preparation, wanted)
     result = {"model": str(folder), "cache_dir": str(config.folder), **result}

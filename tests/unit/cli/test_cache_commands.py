@@ -175,7 +175,7 @@ def test_pins_protect_from_pruning(store, call) -> None:
 
 def test_prune_by_age(store, call) -> None:
     old = store.root / "index" / f"{make_key(FACTORS).digest}.json"
-    os.utime(old, (time.time() - 10 * 86400,) * 2)
+    os.utime(old, (1.0, time.time() - 10 * 86400))
     call("prune", "--max-cache-age", "20")
     assert len(keys(store)) == 2
     call("prune", "--max-cache-age", "5")
