@@ -11,7 +11,7 @@ import click
 
 from ...cache.catalog import find
 from ...cache.config import CacheConfig
-from ...cache.key import Difference
+from ...cache.key import Absent, Difference
 from ...cache.key import explain as differences
 from ...cache.store import Store
 from ..options import config_options, resolve
@@ -58,7 +58,7 @@ def _side_by_side(each: Difference, width: int = 60) -> tuple[str, str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return str(value) if isinstance(value, (str, Absent)) else json.dumps(value)
 
 
 def _cut(text: str, width: int) -> str:
