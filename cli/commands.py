@@ -20,5 +20,6 @@ COMMANDS = {
     "cache": CommandEntry(".cache", "Look into the cache of compiled models, check, share and trim it."),
     "generate": CommandEntry(".generate", "Generate text from a model and a prompt, without a server.", True),
     "list": CommandEntry(".list", "List the model architectures that can be run."),
+    "serve": CommandEntry(".serve", "Serve a model over HTTP, as the OpenAI API does.", True),
     "warm-cache": CommandEntry(".warm_cache", "Compile a model ahead of time and keep the result.", True),
 }

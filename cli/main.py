@@ -52,7 +52,7 @@ def _log_level_option() -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=lambda ctx, option, value: _set_log_level(value) if value else None,
-        help="What to log on stderr [default: warning]; debug also shows the traceback of an error.",
+        help="What to log on stderr [default: warning; for serve, info]; debug also shows the traceback of an error.",
     )
 
 

@@ -57,6 +57,7 @@ _FEATURES = {
         " min-batch-size-tg device-memory-utilization kv-cache-page-size"
     ),
     "serving": "served-model-name zmq-endpoint-base",
+    "work on a server in parts": "headless eplb-stats task-arg",
     "a choice of kernels": "use-experimental-kernels use-vendor-blas use-subgraphs!",
     "switching off what costs nothing": "enable-penalties! enable-min-tokens! detokenize!",
     "deferred checks of the configuration": "defer-resolve! force! section-name",

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from .. import MaxError
+from .engine_port import EngineUnavailable
 
 RETRY_AFTER_S = 1
 LOADING_RETRY_AFTER_S = 2
@@ -71,6 +72,8 @@ def from_max_error(error: MaxError, param: str | None = None) -> ApiError:
     text = " ".join(part for part in (_sentence(error.message), error.hint) if part)
     if error.kind == "user":
         return ApiError(400, text, code="invalid_value", param=param)
+    if isinstance(error, EngineUnavailable):
+        return ApiError(503, text, code="unavailable", headers={"Retry-After": str(LOADING_RETRY_AFTER_S)})
     if error.kind == "capacity":
         return ApiError(429, text, code="no_capacity", headers={"Retry-After": str(RETRY_AFTER_S)})
     return ApiError(500, text, code="engine_error")

@@ -52,6 +52,9 @@ class ServerConfig(Section):
     )
     """A further port that answers /metrics and nothing else, such as 8001. The API's port answers it always."""
 
+    zmq_endpoint_base: str | None = setting(None, compiles=False)
+    """ipc:// and the absolute path of a private folder for the sockets between the processes [default: a fresh one]."""
+
     structured_logging: bool = setting(False, compiles=False, environment="MODULAR_STRUCTURED_LOGGING")
     """Log one JSON object per line."""
 

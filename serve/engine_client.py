@@ -249,8 +249,12 @@ class EngineClient:
     def on_step(self, listener: Callable[[StepStats], None]) -> None:
         self._listeners.append(listener)
 
-    async def drain(self, seconds: float) -> None:
+    def refuse(self) -> None:
+        """Takes no new requests from now on; `drain` follows."""
         self._is_draining = True
+
+    async def drain(self, seconds: float) -> None:
+        self.refuse()
         if self._streams:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_quiet.wait(), seconds)

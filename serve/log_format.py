@@ -41,7 +41,7 @@ def _plain(value: object) -> str:
     return text if text.isprintable() and " " not in text and text else msgspec.json.encode(text).decode()
 
 
-def set_up(*, structured: bool, prefix: str, level: int | None = None) -> None:
+def set_up(*, structured: bool, prefix: str, level: int | str | None = None) -> None:
     """Gives every handler of the root logger this format, and the package's logger a level."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LineFormat(structured=structured, prefix=prefix))

@@ -1,0 +1,83 @@
+"""One run of `max serve`: the engine worker first, then everything that can be done while it loads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from ..runtime.config import ModelConfig, QueueConfig
+from ..serve import log_format
+from ..serve.config import ServerConfig
+from ..serve.listener import bind, raise_file_limit
+from ..serve.supervisor import Supervisor
+from ..serve.text_side import TextSide
+from ..serve.worker_config import WorkerConfig
+from .model_command import model_folder, pipeline_of
+from .resolution import Settings
+
+_LOGGER = logging.getLogger(__name__.partition(".")[0])
+
+
+def serve(settings: Settings) -> None:
+    """Serves until a signal comes. Raises MaxError when the port or the model cannot be used."""
+    config, model = settings.of(ServerConfig), settings.of(ModelConfig)
+    level = logging.getLevelName(_LOGGER.level or logging.INFO)
+    log_format.set_up(structured=config.structured_logging, prefix=config.log_prefix, level=level)
+    folder = model_folder(model)
+    listener = bind(config.host, config.port, "--port")
+    raise_file_limit()
+    worker = WorkerConfig(
+        folder=folder, pipeline=pipeline_of(settings), queue=settings.of(QueueConfig), log_level=level
+    )
+    supervisor = Supervisor(worker, config.zmq_endpoint_base)
+    # From here on the worker loads; reading the tokenizer and importing what answers HTTP take place beside it.
+    text = ThreadPoolExecutor(1).submit(TextSide.load, folder, config.chat_template)
+    with tempfile.TemporaryDirectory(prefix="max-metrics-") as shared:
+        if config.api_workers > 1:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared  # read when prometheus_client is imported
+        _serve_over(supervisor, config, config.model_name(model.model_path), folder, text, listener, level)
+
+
+def _serve_over(
+    supervisor: Supervisor,
+    config: ServerConfig,
+    model_name: str,
+    folder: Path,
+    text: Future[TextSide],
+    listener: socket.socket,
+    level: str,
+) -> None:
+    import uvloop
+
+    from ..serve.api_process import ApiProcess
+    from ..serve.api_worker_config import ApiWorkerConfig
+    from ..serve.api_workers import ApiWorkers
+    from ..serve.engine_client import EngineClient
+    from ..serve.metrics import Metrics
+
+    metrics_listener = None
+    if config.metrics_port is not None:
+        metrics_listener = bind(config.host, config.metrics_port, "--metrics-port")
+    process = ApiProcess(config, model_name, text, listener, Metrics(model_name), metrics_listener)
+    others = ApiWorkers(
+        ApiWorkerConfig(
+            server=config,
+            model_name=model_name,
+            folder=folder,
+            endpoint=supervisor.endpoint,
+            listener=listener.fileno(),
+            log_level=level,
+        ),
+        listener,
+        config.api_workers - 1,
+    )
+
+    async def run() -> None:
+        async with EngineClient(supervisor.endpoint, supervisor) as port:
+            await process.run(port, others)
+
+    uvloop.run(run())

@@ -1,0 +1,23 @@
+"""What a further API process is told at its start, as one line of JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from .config import ServerConfig
+
+
+class ApiWorkerConfig(BaseModel):
+    """The server, the checkpoint's folder, the engine, and the inherited socket."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    server: ServerConfig
+    model_name: str
+    folder: Path
+    endpoint: str
+    listener: int
+    """The file descriptor."""
+    log_level: str

@@ -1,0 +1,272 @@
+"""`max serve` as a process of its own on the built-in model: what its clients see from its start to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("--max-batch-size", "8", "--max-batch-input-tokens", "16", "--max-length", "256")
+ROBOT: Any = [{"role": "user", "content": "robot"}]
+
+
+@dataclass
+class Server:
+    """A running server; `log` is its stderr."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged, request lines among them."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def openai(self, **settings: Any) -> openai.OpenAI:
+        defaults: dict[str, Any] = {"max_retries": 0, "_strict_response_validation": True}
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", **(defaults | settings))
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Starts a server that logs into `folder`."""
+    command = [sys.executable, "-m", "max", "serve", "--port", "0", "--structured-logging", *arguments]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, stderr=log)
+
+
+def running(folder: Path, *arguments: str) -> Iterator[Server]:
+    """A server from its readiness to its end, which has to be a clean one."""
+    process = start(folder, *arguments)
+    try:
+        yield wait_until_ready(process, folder / "log")
+        process.terminate()
+        assert process.wait(20) == 0, (folder / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> Server:
+    for _ in range(6000):
+        for line in log.read_text().splitlines():
+            if line.startswith("{") and (facts := json.loads(line))["message"] == "ready":
+                return Server(process, log, facts["at"])
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+    raise TimeoutError(log.read_text())
+
+
+@pytest.fixture(scope="session")
+def built_in_cache(run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the built-in model with few buckets is warm."""
+    folder = tmp_path_factory.mktemp("built-in") / "cache"
+    done = run("warm-cache", *SMALL, "--cache-dir", str(folder))
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def arguments(built_in_cache: Path) -> tuple[str, ...]:
+    return (*SMALL, "--cache-dir", str(built_in_cache))
+
+
+@pytest.fixture(scope="module")
+def server(built_in_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from running(tmp_path_factory.mktemp("server"), *SMALL, "--cache-dir", str(built_in_cache))
+
+
+def test_the_openai_client_in_strict_mode(server: Server) -> None:
+    client = server.openai()
+    assert [model.id for model in client.models.list()] == ["built-in"]
+    assert client.models.retrieve("built-in").id == "built-in"
+    options: Any = {"model": "built-in", "messages": ROBOT, "temperature": 0, "max_tokens": 20}
+    answer = client.chat.completions.create(**options)
+    content = answer.choices[0].message.content
+    assert content
+    streamed = client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    chunks = list(streamed)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == content
+    assert chunks[-1].usage is not None and answer.usage is not None
+    assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
+    response = client.responses.create(model="built-in", input="robot", temperature=0, max_output_tokens=20)
+    assert response.output_text == content
+    completion = client.completions.create(model="built-in", prompt=["robot:", [1, 2, 3]], max_tokens=4, n=2)
+    assert len(completion.choices) == 4
+
+
+def test_requests_that_cannot_be_answered(server: Server) -> None:
+    client = server.openai()
+    with pytest.raises(openai.BadRequestError, match="token id 8192"):
+        client.completions.create(model="built-in", prompt=[8192])
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt", messages=ROBOT)
+    assert httpx2.get(f"{server.url}/readyz").status_code == 200
+
+
+def random_request(dice: random.Random) -> dict[str, Any]:
+    """Options of a completion whose answer is the same every time: a seed, and perhaps stops and penalties."""
+    words = ["robot", "sea", "naïve", "☃", "日本", "the whale", "a list of", "🤖"]
+    options: dict[str, Any] = {
+        "model": "built-in",
+        "prompt": " ".join(dice.choices(words, k=dice.randint(1, 6))),
+        "max_tokens": dice.randint(1, 24),
+        "temperature": dice.choice([0, 0.7, 1.5]),
+        "seed": dice.randint(-5, 10**6),
+        "n": dice.choice([1, 1, 2]),
+        "extra_body": {
+            "ignore_eos": dice.random() < 0.3,
+            "min_p": dice.choice([0, 0.05]),
+            "top_k": dice.choice([0, 9]),
+        },
+    }
+    if dice.random() < 0.5:
+        options["stop"] = dice.sample([" of", "e", "an", "\n", " the", "or ", "s a"], k=dice.randint(1, 3))
+    if dice.random() < 0.3:
+        options |= {"presence_penalty": 0.5, "frequency_penalty": 0.5, "logit_bias": {"300": 3, "301": -100}}
+    return options
+
+
+def test_streamed_text_is_the_whole_text(server: Server) -> None:
+    client = server.openai(_strict_response_validation=False)
+
+    def agree(number: int) -> bool:
+        options = random_request(random.Random(number))
+        whole = client.completions.create(**options)
+        texts: dict[int, str] = {}
+        reasons: dict[int, str | None] = {}
+        for chunk in client.completions.create(**options, stream=True):
+            for choice in chunk.choices:
+                texts[choice.index] = texts.get(choice.index, "") + choice.text
+                reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
+        return [(choice.text, choice.finish_reason) for choice in whole.choices] == [
+            (texts[index], reasons[index]) for index in sorted(texts)
+        ]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(agree, range(int(os.environ.get("RANDOM_REQUESTS", "120")))))
+
+
+def test_metrics_and_log_tell_of_what_was_done(server: Server) -> None:
+    server.openai().chat.completions.create(model="built-in", messages=ROBOT, max_tokens=5, user="me")
+    families = {
+        family.name: family for family in text_string_to_metric_families(httpx2.get(f"{server.url}/metrics").text)
+    }
+    assert sum(sample.value for sample in families["maxserve_num_output_tokens"].samples) > 0
+    assert families["maxserve_batch_size"].samples and families["maxserve_model_load_time_milliseconds"].samples
+    assert [sample.value for sample in families["maxserve_executable_cache_hits"].samples] == [1]
+    assert [line for line in server.lines() if line["message"] == "request" and line.get("user") == "me"]
+
+
+def test_a_signal_lets_requests_finish(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    process = start(tmp_path, *arguments)
+    try:
+        server = wait_until_ready(process, tmp_path / "log")
+        options: Any = {"model": "built-in", "prompt": "robot", "max_tokens": 240, "extra_body": {"ignore_eos": True}}
+        stream = server.openai(_strict_response_validation=False).completions.create(**options, stream=True)
+        first = next(iter(stream))
+        process.send_signal(signal.SIGTERM)
+        rest = list(stream)
+        assert first.choices and rest[-1].choices[0].finish_reason == "length"
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_several_api_processes_share_a_port(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics_port = free.getsockname()[1]
+    options = ("--api-workers", "3", "--metrics-port", str(metrics_port), "--served-model-name", "org/dictionary")
+    for server in running(tmp_path, *arguments, *options):
+        deadline = time.monotonic() + 30
+        while children(server.process.pid, "max.serve.api_worker") < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+        def ask(url: str) -> int:
+            body = {"model": "org/dictionary", "prompt": "robot", "max_tokens": 3}
+            return httpx2.post(url, json=body, timeout=30).status_code
+
+        with ThreadPoolExecutor(6) as pool:
+            statuses = list(pool.map(ask, [f"{server.url}/v1/completions"] * 30))
+        # A process that is not ready yet says so.
+        assert set(statuses) <= {200, 503} and statuses.count(200) > 10
+        text = httpx2.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        counted = {
+            sample.labels["code"]: sample.value
+            for family in text_string_to_metric_families(text)
+            if family.name == "maxserve_request_count"
+            for sample in family.samples
+            if sample.labels["path"] == "/v1/completions"
+        }
+        assert counted == {str(code): statuses.count(code) for code in set(statuses)}
+        assert httpx2.get(f"http://127.0.0.1:{metrics_port}/v1/models").status_code == 404
+
+
+def children(pid: int, module: str) -> int:
+    """How many processes of this module `pid` has started."""
+    found = 0
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+            found += parent == pid and module in (entry.parent / "cmdline").read_text()
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
+def test_a_port_that_is_taken(run: Callable[..., Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", str(taken.getsockname()[1]))
+    assert done.code == 2 and "cannot listen on 127.0.0.1" in done.err and len(done.err.splitlines()) == 3
+
+
+def test_a_model_that_is_not_there(run: Callable[..., Any], tmp_path: Path) -> None:
+    done = run("serve", "--port", "0", "--model", str(tmp_path / "nothing"))
+    assert done.code == 2 and "nothing" in done.err
+    assert [line for line in done.err.splitlines() if line.startswith("error: ")]
+
+
+def test_the_port_answers_while_the_model_loads(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start(tmp_path, *arguments, "--port", str(port))
+    seen: set[tuple[int, int]] = set()
+    stop = threading.Event()
+
+    def probe() -> None:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            while not stop.is_set():
+                try:
+                    seen.add((client.get("/health").status_code, client.get("/readyz").status_code))
+                except httpx2.ConnectError:
+                    time.sleep(0.01)
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    try:
+        wait_until_ready(process, tmp_path / "log")
+        time.sleep(0.1)
+    finally:
+        stop.set()
+        thread.join()
+        process.terminate()
+        process.wait(20)
+    assert seen == {(200, 503), (200, 200)}
