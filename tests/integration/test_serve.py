@@ -108,7 +108,7 @@ def test_the_openai_client_in_strict_mode(server: Server) -> None:
     assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
     response = client.responses.create(model="built-in", input="robot", temperature=0, max_output_tokens=20)
     assert response.output_text == content
-    completion = client.completions.create(model="built-in", prompt=["robot:", [1, 2, 3]], max_tokens=4, n=2)
+    completion = client.completions.create(model="built-in", prompt=["robot:", "sea"], max_tokens=4, n=2)
     assert len(completion.choices) == 4
 
 
