@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,7 +20,7 @@ from .api_error import ApiError
 from .api_workers import ApiWorkers
 from .app import create_app
 from .config import ServerConfig
-from .engine_client import EngineClient
+from .engine_port import EnginePort
 from .listener import BACKLOG, url_of
 from .messages import Ready, StartFailed
 from .metrics import Metrics
@@ -30,6 +31,18 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_S = 5
 _WATCH_S = 0.05
+
+
+class ServedEngine(EnginePort, Protocol):
+    """An engine over whose life a server watches."""
+
+    def refuse(self) -> None:
+        """Takes no new requests from now on; `drain` follows."""
+        ...
+
+    async def failed(self) -> StartFailed:
+        """Waits until the engine cannot be kept running, and says why."""
+        ...
 
 
 @dataclass
@@ -43,7 +56,7 @@ class ApiProcess:
     metrics: Metrics
     metrics_listener: socket.socket | None = None
 
-    async def run(self, port: EngineClient, others: ApiWorkers | None = None) -> None:
+    async def run(self, port: ServedEngine, others: ApiWorkers | None = None) -> None:
         """Serves, beside `others`, until SIGTERM or SIGINT, then lets requests finish; a second signal cuts that short.
 
         Raises MaxError when the engine cannot be started, or cannot be kept running.
@@ -67,7 +80,7 @@ class ApiProcess:
                 finally:
                     await self._drain(port, others, signals)
 
-    async def _drain(self, port: EngineClient, others: ApiWorkers | None, signals: asyncio.Queue[int]) -> None:
+    async def _drain(self, port: ServedEngine, others: ApiWorkers | None, signals: asyncio.Queue[int]) -> None:
         """Lets requests finish, those of other processes too, as long as the configuration and the user allow."""
         logger.info("shutting down: requests in work have %g s to finish", self.config.shutdown_timeout)
         deadline = asyncio.get_running_loop().time() + self.config.shutdown_timeout
@@ -89,7 +102,7 @@ class ApiProcess:
                 others.kill()
             await port.drain(0.0)
 
-    async def _follow(self, port: EngineClient) -> None:
+    async def _follow(self, port: ServedEngine) -> None:
         """Says once for every start of the worker that it is ready. Raises MaxError when the text side is broken."""
         seen: Ready | None = None
         while True:

@@ -7,14 +7,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from .. import MaxError, __version__
-from . import health, openapi, operation
+from . import health, openapi, operation, page
 from .api_error import ApiError, from_max_error
 from .openai import chat, completions, models, responses, tokens
 from .operation import Latest
 from .request_log import RequestLog
 from .service import Service
 
-_ROUTERS = (chat, completions, responses, models, tokens, health, operation)
+_ROUTERS = (chat, completions, responses, models, tokens, health, operation, page)
 
 
 def create_app(service: Service) -> FastAPI:

@@ -1,14 +1,17 @@
 """An engine without a model, which answers with the tokens of the prompt: for tests, and to time what is around one.
 
-    python -m max.serve.echo_engine --port 8000
+    python -m max.serve.echo_engine FOLDER [PORT [SECONDS_PER_TOKEN]]
 
-serves the built-in model's tokenizer and template over it.
+serves the tokenizer and template of a checkpoint's folder over it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
 
 from .. import CapacityError
 from .engine_port import State
@@ -90,8 +93,14 @@ class EchoEngine:
     def on_step(self, listener: Callable[[StepStats], None]) -> None:
         self._listeners.append(listener)
 
-    async def drain(self, seconds: float) -> None:
+    def refuse(self) -> None:
         self.state = "draining"
+
+    async def failed(self) -> StartFailed:
+        return await asyncio.get_running_loop().create_future()
+
+    async def drain(self, seconds: float) -> None:
+        self.refuse()
         deadline = asyncio.get_running_loop().time() + seconds
         while self.running and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
@@ -101,3 +110,26 @@ def _logprobs(token: int, top: int) -> Logprobs:
     """The token at -0.5, and behind it its neighbours, each half as likely as the one before."""
     ids = [(token + place) % VOCAB_SIZE for place in range(top)]
     return Logprobs(-0.5, ids, [-0.5 - 0.69 * place for place in range(top)])
+
+
+def main(folder: str, port: str = "8000", token_s: str = "0") -> None:
+    """Serves an echo until a signal comes."""
+    import uvloop
+
+    from .api_process import ApiProcess
+    from .config import ServerConfig
+    from .listener import bind, url_of
+    from .metrics import Metrics
+    from .text_side import TextSide
+
+    text: Future[TextSide] = Future()
+    text.set_result(TextSide.load(Path(folder)))
+    listener = bind("127.0.0.1", int(port), "PORT")
+    print(url_of(listener), flush=True)
+    uvloop.run(
+        ApiProcess(ServerConfig(), "echo", text, listener, Metrics("echo")).run(EchoEngine(token_s=float(token_s)))
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
