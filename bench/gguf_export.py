@@ -16,20 +16,28 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
+from ..compiler import native
 from ..models.llama_config import Config
 from ..models.rope import inverse_frequencies
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.safetensors_file import TensorInfo
 
-TYPES = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16, "q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
-_FILE_TYPES = {Type.F32: 0, Type.F16: 1, Type.Q4_0: 2, Type.Q8_0: 7, Type.BF16: 32}  # llama.cpp's llama_ftype
+TYPES = {
+    "f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16,
+    "q8_0": Type.Q8_0, "q6_k": Type.Q6_K, "q4_k": Type.Q4_K, "q4_0": Type.Q4_0,
+}  # fmt: skip
+_FILE_TYPES = {  # llama.cpp's llama_ftype
+    Type.F32: 0, Type.F16: 1, Type.Q4_0: 2, Type.Q8_0: 7, Type.Q4_K: 14, Type.Q6_K: 18, Type.BF16: 32,
+}  # fmt: skip
+_OURS: dict[Type, native.QuantizedEncoding] = {Type.Q6_K: "q6_k", Type.Q4_K: "q4_k"}
+"""What the package reads and does not quantize."""
 
 
 def write_gguf(folder: Path, file: Path, type_name: str = "f32") -> None:
     """Converts the checkpoint in `folder`; memory stays below a few copies of its largest tensor.
 
-    Raises what `Checkpoint.open` raises, KeyError for an unknown type, and gguf.QuantError where rows of a matrix are
-    no whole blocks of that type.
+    Matrices whose rows are no whole blocks of q6_k or q4_k become q8_0, as llama.cpp has it. Raises what
+    `Checkpoint.open` raises, KeyError for an unknown type, and ValueError where rows are no whole blocks.
     """
     checkpoint, quantization = Checkpoint.open(folder), TYPES[type_name]
     config = Config.from_hf(checkpoint.config)
@@ -39,7 +47,7 @@ def write_gguf(folder: Path, file: Path, type_name: str = "f32") -> None:
     _add_tokenizer(writer, folder)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
     tensors = [(name, at) for name, at in checkpoint.tensors.items() if not (config.tied and name == "lm_head.weight")]
-    stored = {name: quantization if len(at.shape) > 1 else Type.F32 for name, at in tensors}
+    stored = {name: _type_of(at, quantization) for name, at in tensors}
     for name, at in tensors:
         shape = gguf.quant_shape_to_byte_shape(at.shape, stored[name])
         to = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -53,10 +61,26 @@ def write_gguf(folder: Path, file: Path, type_name: str = "f32") -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, at in tensors:
-        writer.write_tensor_data(gguf.quantize(_read(checkpoint, name, at, config), stored[name]))
+        writer.write_tensor_data(_quantized(_read(checkpoint, name, at, config), stored[name]))
     if factors is not None:
         writer.write_tensor_data(factors)
     writer.close()
+
+
+def _type_of(tensor: TensorInfo, wanted: Type) -> Type:
+    if len(tensor.shape) == 1:
+        return Type.F32
+    return Type.Q8_0 if wanted in _OURS and tensor.shape[-1] % gguf.QK_K else wanted
+
+
+def _quantized(values: np.ndarray, kind: Type) -> np.ndarray:
+    """The values as GGUF stores them. Raises ValueError where a type needs the CPU kernels and there are none."""
+    if kind not in _OURS:
+        return gguf.quantize(values, kind)
+    library = native.library()
+    if library is None:
+        raise ValueError(f"{kind.name} is quantized by the CPU kernels, and there are none")
+    return library.quantize(values, _OURS[kind])
 
 
 def _read(checkpoint: Checkpoint, name: str, at: TensorInfo, config: Config) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 from .. import ConfigError
@@ -22,6 +24,12 @@ _BLOCKS: dict[Packing, tuple[int, int, int]] = {
     "q6_k": (256, 1, 210),
 }
 """Inputs of a column that lie together, the elements or blocks they are, and the bytes of each of those."""
+
+
+def _bits(packing: Packing) -> float:
+    """Bits of an element, its share of scales included."""
+    together, parts, nbytes = _BLOCKS[packing]
+    return 8 * nbytes * parts / together
 
 
 def packs(packing: Packing, inputs: int) -> bool:
@@ -51,6 +59,12 @@ def packed_shape(packing: Packing, inputs: int, outputs: int, *, gated: bool = F
 def packing_of(shape: tuple[int, ...]) -> Packing:
     """The encoding of a matrix packed in an array of this shape."""
     return next(packing for packing, (_, _, nbytes) in _BLOCKS.items() if shape[-1] == nbytes)
+
+
+def packed_outputs(shape: tuple[int, ...], inputs: int) -> int:
+    """The outputs that a matrix packed in an array of this shape has room for: a multiple of PANEL_COLUMNS."""
+    together, parts, _ = _BLOCKS[packing_of(shape)]
+    return shape[0] // (-(-inputs // together) * parts)
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,26 @@ class Weight:
             yield source, shape[::-1] if self.transposed else shape
 
 
+def _packed(weight: Weight, packing: Packing, own: Mapping[str, Packing]) -> Iterator[Weight]:
+    """The weight packed, in parts where its matrices have several encodings."""
+    if not packing or not weight.transposed:
+        yield weight
+        return
+    inputs = weight.shape[0]
+    wanted = [own.get(source, packing) for source in weight.sources]
+    encodings = [each if packs(each, inputs) or each not in ("q4_k", "q6_k") else "q8_0" for each in wanted]
+    # A part's outputs are told from its size, so that panels must be full; a matrix that would not fill them takes the
+    # encoding that keeps all of its parts' values best.
+    if len(set(encodings)) == 1 or any(width % PANEL_COLUMNS for width in weight.widths):
+        yield replace(weight, packed=max(encodings, key=_bits))
+        return
+    parts = zip(encodings, weight.sources, weight.widths, strict=True)
+    for index, (encoding, run) in enumerate(groupby(parts, key=itemgetter(0))):
+        _, sources, widths = zip(*run, strict=True)
+        shape = (inputs, sum(widths))
+        yield Weight(f"{weight.name}.{index}", shape, sources, widths, transposed=True, packed=encoding)
+
+
 @dataclass(frozen=True)
 class WeightTable:
     """All weights of a pipeline; `ignored` are patterns of checkpoint tensors that may be there and are not read."""
@@ -102,10 +136,24 @@ class WeightTable:
     def ignores(self, tensor: str) -> bool:
         return any(fnmatchcase(tensor, pattern) for pattern in self.ignored)
 
-    def pack(self, packing: Packing) -> WeightTable:
-        """The same weights with every matrix packed for the CPU kernels."""
-        weights = (replace(weight, packed=packing) if weight.transposed else weight for weight in self.weights)
+    @property
+    def is_packed(self) -> bool:
+        """Whether any matrix is packed for the CPU kernels."""
+        return any(weight.packed for weight in self.weights)
+
+    def pack(self, packing: Packing, own: Mapping[str, Packing] | None = None) -> WeightTable:
+        """The same weights with every matrix packed for the CPU kernels, or all as they are if `packing` is empty.
+
+        own: checkpoint tensors that keep another encoding, with that. A weight that joins matrices of several encodings
+             becomes as many weights as there are runs of equal ones: NAME.0, NAME.1, ...
+        Matrices too narrow for the blocks of q4_k or q6_k are packed as q8_0.
+        """
+        weights = [part for weight in self.weights for part in _packed(weight, packing, own or {})]
         return WeightTable(tuple(weights), self.ignored)
+
+    def others(self, packing: Packing) -> dict[str, Packing]:
+        """The matrices that are not packed as `packing` but otherwise, by name."""
+        return {weight.name: weight.packed for weight in self.weights if weight.packed and weight.packed != packing}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from ..compiler import Module
 from ..compiler.limits import Limits
-from ..compiler.weights import Packing
+from ..compiler.weights import WeightTable
 from . import llama
 from .sampler import add_samplers
 from .text_graphs import StepBuilder
@@ -17,18 +17,18 @@ from .text_graphs import StepBuilder
 _DECODERS: dict[str, tuple[ModuleType, str]] = {"LlamaForCausalLM": (llama, "Llama")}
 
 
-def build_text_pipeline(architecture: str, config: Any, limits: Limits, packing: Packing = "") -> Module:
+def build_text_pipeline(architecture: str, config: Any, limits: Limits, table: WeightTable) -> Module:
     """The steps of every token bucket and the samplers of every row bucket, for a decoder of this architecture.
 
-    packing: the encoding of matrices packed for the CPU kernels; plain XLA on float32 where it is empty
+    table: the config's weights; where matrices are packed the CPU kernels compute, else plain XLA
     """
     file, class_name = _DECODERS[architecture]
-    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0), own_head=bool(packing)))
+    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0), own_head=table.is_packed))
     module = Module(architecture)
-    builder = StepBuilder(decoder, config, limits, packing)
+    builder = StepBuilder(decoder, config, limits, table)
     for tokens in limits.token_buckets:
         for rows in limits.logit_rows(tokens):
             builder.add(module, tokens, rows)
     for rows in limits.row_buckets:
-        add_samplers(module, rows, config.vocab_size, limits.max_batch, use_kernels=bool(packing))
+        add_samplers(module, rows, config.vocab_size, limits.max_batch, use_kernels=table.is_packed)
     return module

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compiler.weights import packing_of
+from ..compiler.weights import packed_outputs, packing_of
 
 Gate = Literal["silu", "gelu_tanh", "gelu"]
 """The activation of a gated layer's gate; gelu is the exact one, by the error function."""
@@ -27,6 +27,11 @@ _EPILOGUES: dict[Gate, int] = {"silu": 2, "gelu_tanh": 3, "gelu": 4}
 def is_packed(weight: jax.Array) -> bool:
     """Whether a weight lies in panels for the kernels."""
     return weight.dtype == jnp.uint8
+
+
+def matmul_parts(x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array:
+    """x @ W with W in parts of several encodings side by side, each of full panels. x: (T, inputs); as `matmul`."""
+    return jnp.concatenate([matmul(x, part, packed_outputs(part.shape, x.shape[1])) for part in parts], axis=-1)
 
 
 def matmul(

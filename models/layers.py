@@ -8,6 +8,9 @@ from jax import lax
 
 from . import kernels
 
+Matrix = jax.Array | tuple[jax.Array, ...]
+"""The weight of a projection: (inputs, outputs), packed for the CPU kernels, or several packed ones side by side."""
+
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm, computed in float32. x: (T, D); weight: (D,). Source: arXiv:1910.07467."""
@@ -16,17 +19,20 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (x32 * scale).astype(x.dtype) * weight
 
 
-def linear(x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None = None) -> jax.Array:
+def linear(x: jax.Array, weight: Matrix, outputs: int, bias: jax.Array | None = None) -> jax.Array:
     """x: (T, inputs); weight: (inputs, outputs), or packed; bias: (outputs,). Accumulates in float32, as x."""
-    if kernels.is_packed(weight):
+    if isinstance(weight, tuple):
+        y = kernels.matmul_parts(x, weight)
+    elif kernels.is_packed(weight):
         return kernels.matmul(x, weight, outputs, bias)
-    y = jnp.matmul(x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
+    else:
+        y = jnp.matmul(x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
     return y if bias is None else y + bias
 
 
-def swiglu(x: jax.Array, weight: jax.Array, outputs: int, bias: jax.Array | None = None) -> jax.Array:
+def swiglu(x: jax.Array, weight: Matrix, outputs: int, bias: jax.Array | None = None) -> jax.Array:
     """silu(gate) * up of the fused projection. weight: (inputs, 2 * outputs), or packed. Source: arXiv:2002.05202."""
-    if kernels.is_packed(weight) and bias is None:
+    if not isinstance(weight, tuple) and kernels.is_packed(weight) and bias is None:
         return kernels.matmul(x, weight, outputs, gate="silu")
     gate, up = jnp.split(linear(x, weight, 2 * outputs, bias), 2, axis=-1)
     return jax.nn.silu(gate) * up

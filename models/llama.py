@@ -48,11 +48,11 @@ class Block(nnx.Module):
         """x: (T, D) residual stream; same shape out."""
         qkv, d, f = self.widths
         h = rms_norm(x, self.input_norm[...], self.norm_eps)
-        h = attend(linear(h, self.qkv[...], qkv, _value(self.qkv_bias)))
-        x = x + linear(h, self.o[...], d, _value(self.o_bias))
+        h = attend(linear(h, self.qkv.get_value(), qkv, _value(self.qkv_bias)))
+        x = x + linear(h, self.o.get_value(), d, _value(self.o_bias))
         h = rms_norm(x, self.post_norm[...], self.norm_eps)
-        h = swiglu(h, self.gate_up[...], f, _value(self.gate_up_bias))
-        return x + linear(h, self.down[...], d, _value(self.down_bias))
+        h = swiglu(h, self.gate_up.get_value(), f, _value(self.gate_up_bias))
+        return x + linear(h, self.down.get_value(), d, _value(self.down_bias))
 
 
 class Llama(nnx.Module):
@@ -78,7 +78,7 @@ class Llama(nnx.Module):
         h = rms_norm(x, self.norm[...], self.norm_eps)
         if self.head is None:
             return jnp.einsum("rd,vd->rv", h, self.embed[...], preferred_element_type=jnp.float32)
-        return linear(h, self.head[...], self.vocab_size)
+        return linear(h, self.head.get_value(), self.vocab_size)
 
 
 def _value(param: nnx.Param | None) -> jax.Array | None:

@@ -5,6 +5,7 @@ Source: transformers 5.x `LlamaConfig`; tensor names are those of `LlamaForCausa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,8 +75,10 @@ class Config:
         page_bytes = self.num_layers * 2 * self.kv_width * page_tokens * 4
         return (CacheGroup("full", tuple(range(self.num_layers)), page_tokens, page_bytes),)
 
-    def weights(self, packing: Packing = "") -> WeightTable:
+    def weights(self, packing: Packing = "", own: Mapping[str, Packing] | None = None) -> WeightTable:
         """The graph's weights and the checkpoint tensors that each is made of, in the order of the computation.
+
+        packing, own: how matrices are packed for the CPU kernels, see `WeightTable.pack`
 
         Packed for the CPU kernels, a tied head is a weight of its own: the embedding stays in rows to be looked up.
         """
@@ -88,7 +91,7 @@ class Config:
             table.append(Weight("head", (self.hidden_size, self.vocab_size), (source,), transposed=True))
         # Exporters write a copy of the tied head, and buffers that older versions of transformers kept.
         ignored = ("lm_head.weight",) if self.tied else ()
-        return WeightTable(tuple(table), ignored=(*ignored, "*.rotary_emb.inv_freq")).pack(packing)
+        return WeightTable(tuple(table), ignored=(*ignored, "*.rotary_emb.inv_freq")).pack(packing, own)
 
     def _block(self, to: str, source: str) -> list[Weight]:
         d, f, q, kv = self.hidden_size, self.intermediate_size, self.query_width, self.kv_width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,7 @@ class Config(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def max_position(self) -> int: ...
-    def weights(self, packing: Packing = ...) -> WeightTable: ...
+    def weights(self, packing: Packing = ..., own: Mapping[str, Packing] | None = ...) -> WeightTable: ...
     def cache_groups(self, page_tokens: int) -> tuple[CacheGroup, ...]: ...
 
 
@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="LlamaForCausalLM",
             config_module=".llama_config",
             model_module=".llama",
-            encodings=("float32", "bfloat16", "q8_0"),
+            encodings=("float32", "bfloat16", "q8_0", "q6_k", "q4_k", "q4_0"),
             tasks=("text-generation",),
             cache_strategies=("paged",),
             example_repo_ids=(

@@ -16,7 +16,7 @@ from flax import nnx
 
 from ..compiler import Graph, Module, TensorType
 from ..compiler.limits import Limits
-from ..compiler.weights import Packing, WeightTable
+from ..compiler.weights import WeightTable
 from .kernels import attention
 from .layers import split_heads
 from .paged_attention import Tiles, make_tiles, paged_attention, write_pages
@@ -42,7 +42,6 @@ class DecoderConfig(Protocol):
     def head_dim(self) -> int: ...
     @property
     def rope(self) -> Rope: ...
-    def weights(self, packing: Packing = ...) -> WeightTable: ...
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,13 @@ class Bound:
         return Bound(*nnx.split(module))
 
     def fill(self, weights: Mapping[str, jax.Array]) -> Any:
-        """The module with the named parameters (paths joined by dots) replaced."""
-        flat = [
-            (path, param.replace(weights[name]) if (name := ".".join(map(str, path))) in weights else param)
-            for path, param in nnx.to_flat_state(self.state)
-        ]
+        """The module with the named parameters (paths joined by dots) replaced; NAME.0, NAME.1, ... become a tuple."""
+        flat = []
+        for path, param in nnx.to_flat_state(self.state):
+            name = ".".join(map(str, path))
+            parts = tuple(weights[part] for at in range(len(weights)) if (part := f"{name}.{at}") in weights)
+            value = weights.get(name, parts)
+            flat.append((path, param if isinstance(value, tuple) and not value else param.replace(value)))
         return nnx.merge(self.definition, nnx.from_flat_state(flat))
 
 
@@ -72,11 +73,10 @@ def _page_shape(config: DecoderConfig, pages: int, page_tokens: int) -> tuple[in
 class StepBuilder:
     """Adds step graphs of one decoder to a module."""
 
-    def __init__(self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, packing: Packing = "") -> None:
+    def __init__(self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, table: WeightTable) -> None:
         """decoder: abstract (`nnx.eval_shape`), with `embed_tokens`, `blocks` and `logits` as in llama.py.
-        packing: the encoding of matrices packed for the CPU kernels; plain XLA where it is empty."""
-        self.config, self.limits, self.packing = config, limits, packing
-        table = config.weights(packing)
+        table: its weights; packed matrices are for the CPU kernels, which then compute attention too."""
+        self.config, self.limits, self.uses_kernels = config, limits, table.is_packed
         self.weights = {weight.name: TensorType(weight.dtype, weight.stored_shape) for weight in table.weights}
         self.whole = Bound.of(decoder)
         self.block = Bound.of(decoder.blocks[0])  # type: ignore[attr-defined]
@@ -133,7 +133,7 @@ class StepBuilder:
             lengths = given["lengths"][jnp.maximum(given["rows"], 0)]
             cos, sin = rope_tables(self.config.rope, given["positions"], lengths)
             x = self.whole.fill(weights).embed_tokens(ids)
-            tiles = None if self.packing else make_tiles(given["rows"], self.limits.max_batch)
+            tiles = None if self.uses_kernels else make_tiles(given["rows"], self.limits.max_batch)
             return x, (cos, sin, tiles)
 
         return self._part(f"embed_t{tokens}", embed)
@@ -156,7 +156,7 @@ class StepBuilder:
 
             def attend(qkv: jax.Array) -> jax.Array:
                 nonlocal written
-                if self.packing:
+                if self.uses_kernels:
                     out, written = attention(qkv, pages, cos, sin, page_table, rows, positions, slots)
                     return out
                 assert tiles is not None

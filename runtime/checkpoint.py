@@ -18,7 +18,12 @@ from .gguf_names import RopeOrder
 from .safetensors_file import TensorInfo
 from .tensor_stream import READABLE, read_stored, read_tensor
 
-_ENCODINGS: dict[str, Packing] = {"BF16": "bfloat16", "Q8_0": "q8_0"}
+_ENCODINGS: dict[str, Packing] = {"BF16": "bfloat16", "Q8_0": "q8_0", "Q4_0": "q4_0", "Q4_K": "q4_k", "Q6_K": "q6_k"}
+"""How the kernels take what a tensor holds; float32 stands for all other types."""
+
+
+def encoding_of(tensor: TensorInfo) -> Packing:
+    return _ENCODINGS.get(tensor.dtype, "float32")
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,16 @@ class Checkpoint:
         return Checkpoint(model, source, config, _architecture(config), files, tensors, stats, digest.hexdigest())
 
     @property
+    def encodings(self) -> dict[str, Packing]:
+        """That of each matrix by its name: float32 stands for all that the kernels do not take as it is."""
+        return {name: encoding_of(tensor) for name, tensor in self.tensors.items() if len(tensor.shape) > 1}
+
+    @property
     def encoding(self) -> Packing:
-        """That of most bytes of the matrices: float32 stands for all that the kernels do not take as it is."""
+        """That of most bytes of the matrices."""
         nbytes: Counter[Packing] = Counter()
-        for tensor in self.tensors.values():
-            nbytes[_ENCODINGS.get(tensor.dtype, "float32")] += tensor.nbytes if len(tensor.shape) > 1 else 0
+        for name, encoding in self.encodings.items():
+            nbytes[encoding] += self.tensors[name].nbytes
         return nbytes.most_common(1)[0][0] if nbytes else "float32"
 
     def identity(self) -> dict[str, Any]:

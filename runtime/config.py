@@ -13,7 +13,7 @@ Encoding = Literal["float32", "bfloat16", "q8_0", "q4_k", "q4_0", "q6_k", "float
 RopeType = Literal["none", "normal", "neox", "longrope", "yarn"]
 
 
-SUPPORTED_ENCODINGS = ("float32", "bfloat16", "q8_0")
+SUPPORTED_ENCODINGS = ("float32", "bfloat16", "q8_0", "q6_k", "q4_k", "q4_0")
 
 
 class ModelConfig(Section):
@@ -31,8 +31,8 @@ class ModelConfig(Section):
     converter writes Llama; or neox, as they are in the Hugging Face form [default: normal]."""
 
     quantization_encoding: Encoding | None = setting(None, compiles=True)
-    """Encoding of the weights: float32, bfloat16 or q8_0, which quantizes them when they are prepared
-    [default: bfloat16 for such a checkpoint, else float32]."""
+    """Encoding of the matrices: float32, bfloat16, q8_0, q6_k, q4_k or q4_0; weights in another one are converted when
+    they are prepared [default: that of each matrix in the checkpoint, and float32 for float16]."""
 
     max_length: int | None = setting(None, compiles=True, ge=2)
     """Tokens of prompt and answer together [default: what the model was trained for]."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import CacheError, ConfigError
 from ..cache import mef
@@ -37,7 +37,7 @@ from .ladder import runs_here
 from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
 from .trial import check_sound, vouch
-from .weight_preparation import Progress, choose_packing, find_or_prepare
+from .weight_preparation import Progress, choose_packing, find_or_prepare, weights_of
 
 if TYPE_CHECKING:
     from ..models.table import Config
@@ -107,7 +107,9 @@ class Preparation:
         self.keep_weights, self.exact, self.check = keep_weights, exact, check
         self.report = Report()
         self.checkpoint = checkpoint
-        self.packing: Packing = choose_packing(model.quantization_encoding, checkpoint, target)
+        # ModelConfig has refused the encodings that are not there.
+        self.encoding: Packing | None = cast("Packing | None", model.quantization_encoding)
+        self.packing: Packing = choose_packing(self.encoding, checkpoint, target)
 
     def run(self) -> Prepared:
         """Finds or makes both; raises ModelError or WeightError for a checkpoint that cannot be used, and ConfigError
@@ -181,7 +183,7 @@ class Preparation:
 
         architecture = table.find(self.checkpoint.architecture)
         config = table.load_config(architecture, self.checkpoint.config)
-        weights = config.weights(self.packing)
+        weights = weights_of(config, self.packing, self.encoding, self.checkpoint)
         self.checkpoint.check(weights)
         limits = self._limits(config)
         self.check(limits.max_length, config.vocab_size)
@@ -189,6 +191,7 @@ class Preparation:
             "architecture": architecture.name,
             "config": asdict(config),  # type: ignore[call-overload]
             "limits": limits.to_json(),
+            "encodings": weights.others(self.packing),
             **self._common_factors(),
         }
         return Wanted(make_key(factors), config, limits, weights)
@@ -208,7 +211,7 @@ class Preparation:
             self.store,
             self.report,
             self.progress,
-            made_by={name: wanted.key.factors[name] for name in ("packing", "kernels", "sources")},
+            made_by={name: wanted.key.factors[name] for name in ("packing", "encodings", "kernels", "sources")},
             keep=self.keep_weights,
         )
         if ready.file is not None:
@@ -269,7 +272,7 @@ class Preparation:
 
         self.report.reason, self.report.compiled = "compiled", True
         with self.report.timed("compile"):
-            module = build_text_pipeline(self.checkpoint.architecture, config, limits, self.packing)
+            module = build_text_pipeline(self.checkpoint.architecture, config, limits, weights)
             facts = {
                 "limits": limits.to_json(),
                 "vocab_size": config.vocab_size,

@@ -19,6 +19,7 @@ import xxhash
 from .. import CacheError
 from ..compiler import native
 from .arena import Arena, Layout, Slot, place
+from .checkpoint import encoding_of
 from .prepared_format import (
     CHUNK_BYTES,
     HEADER_BYTES,
@@ -29,9 +30,10 @@ from .prepared_format import (
     write_at,
     write_contents,
 )
+from .tensor_stream import row_bytes
 
 if TYPE_CHECKING:
-    from ..compiler.weights import Weight, WeightTable
+    from ..compiler.weights import Packing, Weight, WeightTable
     from .checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
@@ -185,12 +187,10 @@ class _Packing:
         return 4 * (self.rows[1] - self.rows[0]) * self.weight.shape[0]
 
     def run(self) -> int:
-        source = np.empty((self.rows[1] - self.rows[0], self.weight.shape[0]), np.float32)
-        self.checkpoint.read_into(self.tensor, source, False, self.rows)
         library, outputs = native.library(), self.weight.shape[1]
         assert library is not None and self.weight.packed, "weights are packed by the kernels that read them"
         library.pack(
-            source.T,
+            self._source(self.weight.packed),
             self.target,
             self.weight.packed,
             columns=self.columns,
@@ -198,6 +198,17 @@ class _Packing:
             total_columns=outputs // 2 if self.weight.gated else outputs,
         )
         return self.nbytes
+
+    def _source(self, packing: Packing) -> np.ndarray:
+        """The rows as blocks where they are quantized in this encoding already, else as float32 (inputs, outputs)."""
+        count = self.rows[1] - self.rows[0]
+        if packing in native.BLOCKS and encoding_of(self.checkpoint.tensors[self.tensor]) == packing:
+            blocks = np.empty((count, row_bytes(self.checkpoint.tensors[self.tensor])), np.uint8)
+            self.checkpoint.read_stored_into(self.tensor, blocks, self.rows)
+            return blocks
+        values = np.empty((count, self.weight.shape[0]), np.float32)
+        self.checkpoint.read_into(self.tensor, values, False, self.rows)
+        return values.T
 
 
 def _packings(checkpoint: Checkpoint, weight: Weight, view: np.ndarray) -> Iterator[_Packing]:

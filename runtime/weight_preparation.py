@@ -6,17 +6,20 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import CacheError, ConfigError
 from ..cache.binding import checkpoint_identity
 from ..cache.store import Store
 from ..compiler import Target, native
-from ..compiler.weights import Packing, WeightTable
+from ..compiler.weights import Packing, WeightTable, packs
 from . import prepared
 from .arena import Arena
 from .checkpoint import Checkpoint
 from .preparation_report import PreparedWeights, Report
+
+if TYPE_CHECKING:
+    from ..models.table import Config
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +27,8 @@ Progress = Callable[[str, str, int, int], None]
 """Called with the phase, the item just finished, and how many of how many are done."""
 
 
-_PACKINGS: dict[str, Packing] = {"float32": "float32", "bfloat16": "bfloat16", "q8_0": "q8_0"}
-
-
-def choose_packing(wanted: str | None, checkpoint: Checkpoint, target: Target) -> Packing:
-    """The encoding in which matrices are packed for the CPU kernels: as asked for, else the checkpoint's own.
+def choose_packing(wanted: Packing | None, checkpoint: Checkpoint, target: Target) -> Packing:
+    """The encoding in which matrices are packed for the CPU kernels: as asked for, else that of most in the checkpoint.
 
     Empty, which means float32 in rows and plain XLA, for targets without these kernels, and where they were not built;
     that is said once. Raises ConfigError when another encoding was asked for then.
@@ -39,11 +39,34 @@ def choose_packing(wanted: str | None, checkpoint: Checkpoint, target: Target) -
             raise ConfigError(f"{wanted} is not there for {target.name} yet: its graphs compute in float32", hint)
         return ""
     if native.library() is not None:
-        return _PACKINGS[wanted or checkpoint.encoding]
+        return wanted or checkpoint.encoding
     if wanted not in (None, "float32"):
         raise ConfigError(f"{wanted} on cpu needs the kernels, and there are none", native.how_to_get())
     logger.warning("there are no CPU kernels: going on with plain XLA, which is slower; %s", native.how_to_get())
     return ""
+
+
+def weights_of(config: Config, packing: Packing, wanted: Packing | None, checkpoint: Checkpoint) -> WeightTable:
+    """The weights of a pipeline: matrices keep the encodings of the checkpoint unless one was asked for.
+
+    Says what becomes of matrices that lose by it, or that cannot have the encoding.
+    """
+    own = checkpoint.encodings
+    table = config.weights(packing, None if wanted else own)
+    if not packing:
+        return table
+    again = {own[name] for name in own if wanted and own[name] not in ("float32", "bfloat16", wanted)}
+    if again:
+        logger.warning("quantized weights are converted: from=%s to=%s", ",".join(sorted(again)), wanted)
+    narrow = [weight for weight in table.weights if weight.packed and not packs(packing, weight.shape[0])]
+    if narrow:
+        logger.warning(
+            "%d matrices are packed as %s: their widths are no multiples of the 256 that a block of %s spans",
+            len(narrow),
+            narrow[0].packed,
+            packing,
+        )
+    return table
 
 
 def find_or_prepare(

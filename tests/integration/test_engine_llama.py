@@ -104,7 +104,7 @@ def make_pipeline(name: str, folder: Path, limits: Limits, packing: Packing) -> 
     config = Config.from_hf(checkpoint.config)
     table = config.weights(packing)
     buffer = io.BytesIO()
-    module = build_text_pipeline(checkpoint.architecture, config, limits, packing)
+    module = build_text_pipeline(checkpoint.architecture, config, limits, table)
     compile_module(module, Target.parse("cpu"), mef.MefWriter(buffer), Options(weights=table.to_json()))
     views = prepare_into(table, checkpoint, Arena(layout_of(table)), threads=1)
     models = InferenceSession().init_all(CompiledModels(mef.Mef.from_bytes(buffer.getvalue())), views)

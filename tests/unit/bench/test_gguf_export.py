@@ -12,13 +12,16 @@ from max.bench import random_model
 from max.bench.gguf_export import TYPES, main, write_gguf
 
 SIZE = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
+    "hidden_size": 256,
+    "intermediate_size": 256,
     "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 640,
 }
+
+
+STEPS = {"f32": 1e30, "f16": 2**11, "bf16": 2**8, "q8_0": 127, "q6_k": 30, "q4_k": 7, "q4_0": 7}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_the_file_holds_the_weights_in_the_type_asked_for(folder: Path, tmp_path
         and tensors["output_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
     )
     wanted = source["model.embed_tokens.weight"]
-    step = np.abs(wanted).max() / {"f32": 1e30, "f16": 2**11, "bf16": 2**8, "q8_0": 127, "q4_0": 7}[type_name]
+    step = np.abs(wanted).max() / STEPS[type_name]
     assert np.abs(gguf.dequantize(embed.data, embed.tensor_type) - wanted).max() <= step
 
 
@@ -52,9 +55,9 @@ def test_queries_are_interleaved_and_metadata_is_that_of_the_config(folder: Path
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     stored = next(tensor.data for tensor in reader.tensors if tensor.name == "blk.0.attn_q.weight")
     source = load_file(folder / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
-    np.testing.assert_array_equal(stored[:4], source[[0, 8, 1, 9]])
+    np.testing.assert_array_equal(stored[:4], source[[0, 32, 1, 33]])
     found = {name: field.contents() for name, field in reader.fields.items()}
-    assert found["llama.attention.head_count_kv"] == 2 and found["llama.rope.dimension_count"] == 16
+    assert found["llama.attention.head_count_kv"] == 2 and found["llama.rope.dimension_count"] == 64
     vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert found["tokenizer.ggml.tokens"] == sorted(vocab, key=vocab.__getitem__)
     assert found["tokenizer.ggml.eos_token_id"] == vocab["<|im_end|>"]

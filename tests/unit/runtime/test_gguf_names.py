@@ -18,12 +18,26 @@ from max.models.rope import inverse_frequencies
 from max.runtime.checkpoint import Checkpoint
 
 SIZE = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
+    "hidden_size": 256,
+    "intermediate_size": 256,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 640,
+}
+
+
+ENCODINGS = {"f32": "float32", "bf16": "bfloat16", "q8_0": "q8_0", "q6_k": "q6_k", "q4_k": "q4_k", "q4_0": "q4_0"}
+PARTS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
 }
 
 
@@ -47,26 +61,36 @@ def test_the_values_are_those_of_the_package(folder: Path, tmp_path: Path, type_
     write_gguf(folder, tmp_path / "m.gguf", type_name)
     source, found = Checkpoint.open(folder), Checkpoint.open(tmp_path / "m.gguf")
     assert found.tensors.keys() == source.tensors.keys()
-    kind = TYPES[type_name]
-    for name, at in source.tensors.items():
-        wanted = read(source, name)
-        if len(at.shape) > 1:  # blocks lie along the rows, so that interleaving rows changes no value
-            wanted = gguf.dequantize(gguf.quantize(wanted, kind), kind)
+    assert (
+        set(found.encodings.values()) == {ENCODINGS.get(type_name, "float32")} and found.encoding in ENCODINGS.values()
+    )
+    stored = {at.name: at for at in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    values = {name: gguf.dequantize(at.data, at.tensor_type) for name, at in stored.items()}
+    same = {"model.norm.weight": "output_norm", "model.embed_tokens.weight": "token_embd", "lm_head.weight": "output"}
+    for layer in range(2):
+        same |= {f"model.layers.{layer}.{to}.weight": f"blk.{layer}.{name}" for to, name in PARTS.items()}
+    assert same.keys() == source.tensors.keys()
+    for name, stored_as in same.items():
+        wanted = values[f"{stored_as}.weight"]
+        if heads := {"attn_q": 4, "attn_k": 2}.get(stored_as.split(".")[-1]):
+            wanted = wanted.reshape(heads, 32, 2, 256).swapaxes(1, 2).reshape(-1, 256)
         np.testing.assert_array_equal(read(found, name), wanted, name)
+        if type_name == "f32":
+            np.testing.assert_array_equal(read(found, name), read(source, name), name)
 
 
 def test_parts_of_a_tensor_may_cut_through_heads(folder: Path, tmp_path: Path) -> None:
     write_gguf(folder, tmp_path / "m.gguf", "q8_0")
     found, name = Checkpoint.open(tmp_path / "m.gguf"), "model.layers.1.self_attn.q_proj.weight"
     whole = read(found, name)
-    for first, last in ((0, 5), (3, 40), (15, 17), (63, 64)):
-        part = np.empty((last - first, 64), np.float32)
+    for first, last in ((0, 5), (3, 140), (63, 65), (255, 256)):
+        part = np.empty((last - first, 256), np.float32)
         found.read_into(name, part, rows=(first, last))
         np.testing.assert_array_equal(part, whole[first:last])
-        turned = np.empty((64, last - first), np.float32)
+        turned = np.empty((256, last - first), np.float32)
         found.read_into(name, turned, True, (first, last))
         np.testing.assert_array_equal(turned, whole[first:last].T)
-        blocks = np.empty((last - first, 64 // 32 * 34), np.uint8)
+        blocks = np.empty((last - first, 256 // 32 * 34), np.uint8)
         found.read_stored_into(name, blocks, (first, last))
         np.testing.assert_array_equal(gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0), whole[first:last])
 
