@@ -106,14 +106,18 @@ class Weight:
             yield source, shape[::-1] if self.transposed else shape
 
 
+def _fitting(packing: Packing, inputs: int) -> Packing:
+    """The encoding, or q8_0 where rows are too narrow for q4_k or q6_k, as llama.cpp's quantizer has it."""
+    return "q8_0" if packing in ("q4_k", "q6_k") and not packs(packing, inputs) else packing
+
+
 def _packed(weight: Weight, packing: Packing, own: Mapping[str, Packing]) -> Iterator[Weight]:
     """The weight packed, in parts where its matrices have several encodings."""
     if not packing or not weight.transposed:
         yield weight
         return
     inputs = weight.shape[0]
-    wanted = [own.get(source, packing) for source in weight.sources]
-    encodings = [each if packs(each, inputs) or each not in ("q4_k", "q6_k") else "q8_0" for each in wanted]
+    encodings: list[Packing] = [_fitting(own.get(source, packing), inputs) for source in weight.sources]
     # A part's outputs are told from its size, so that panels must be full; a matrix that would not fill them takes the
     # encoding that keeps all of its parts' values best.
     if len(set(encodings)) == 1 or any(width % PANEL_COLUMNS for width in weight.widths):

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from max import ConfigError
 from max.cache.binding import checkpoint_identity
-from max.compiler import native
+from max.compiler import Target, native
 from max.compiler.weights import Packing, Weight, WeightTable, packed_shape, packing_of, packs
 from max.runtime.arena import Arena
 from max.runtime.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from max.runtime.prepared import layout_of, load, prepare, prepare_into
 from max.runtime.weight_preparation import choose_packing, find_or_prepare
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="the kernels were not built: no C++ compiler")
+CPU = Target.parse("cpu")
 QKV = Weight("qkv", (5, 41), ("q", "k", "v"), (33, 4, 4), transposed=True)
 GATE_UP = Weight("gate_up", (7, 2 * 37), ("gate", "up"), (37, 37), transposed=True, gated=True)
 NORM = Weight("norm", (5,), ("n",))
@@ -57,9 +58,9 @@ def read(source: Checkpoint, name: str) -> np.ndarray:
     ],
 )
 def test_the_encoding_is_the_one_asked_for_or_the_checkpoint_s(
-    tmp_path: Path, stored: str, wanted: str | None, packing: Packing
+    tmp_path: Path, stored: str, wanted: Packing | None, packing: Packing
 ) -> None:
-    assert choose_packing(wanted, checkpoint(tmp_path / "model", stored)) == packing
+    assert choose_packing(wanted, checkpoint(tmp_path / "model", stored), CPU) == packing
 
 
 def test_without_kernels_everything_is_float32_in_rows(
@@ -68,10 +69,10 @@ def test_without_kernels_everything_is_float32_in_rows(
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(native, "library_path", lambda: None)
     source = checkpoint(tmp_path / "model", "BF16")
-    assert choose_packing(None, source) == ""
+    assert choose_packing(None, source, CPU) == ""
     assert "compiler" in caplog.text
     with pytest.raises(ConfigError, match="kernels"):
-        choose_packing("bfloat16", source)
+        choose_packing("bfloat16", source, CPU)
 
 
 @pytest.mark.skipif("CI" not in os.environ, reason="a development machine may do without a compiler")
