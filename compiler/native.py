@@ -34,14 +34,14 @@ HANDLERS = (
     "max_matmul_q4_0_v1",
     "max_matmul_q4_k_v1",
     "max_matmul_q6_k_v1",
-    *("max_attention_v1", "max_argmax_v1", "max_sample_v1", "max_logprobs_v1"),
+    *("max_attention_v2", "max_argmax_v1", "max_sample_v1", "max_logprobs_v1"),
 )
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 
 BLOCKS: dict[str, tuple[int, int]] = {"q8_0": (32, 34), "q4_0": (32, 18), "q4_k": (256, 144), "q6_k": (256, 210)}
 """Inputs and bytes of GGUF's blocks, of which the quantized encodings are made."""
 
-_ABI = 2
+_ABI = 3
 _SOURCES = ("float32", "bfloat16", "uint8")
 _int64, _pointer, _bool = ctypes.c_int64, ctypes.c_void_p, ctypes.c_bool
 
@@ -93,6 +93,9 @@ class _Attention(ctypes.Structure):
         ),
         ("pages_are_bf16", _bool),
         ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("window", _int64),
+        ("sinks", _pointer),
     )
 
 
@@ -326,13 +329,16 @@ class Library:
     def attention(
         self, qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray, pages: np.ndarray, page_table: np.ndarray,
         rows: np.ndarray, positions: np.ndarray, slots: np.ndarray, out: np.ndarray, *, scale: float,
+        softcap: float = 0.0, window: int = 0, sinks: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """Runs the attention of a step without XLA, on pages that it writes to; the shapes are those of the handler."""
-        self.attention_call(qkv, cos, sin, pages, page_table, rows, positions, slots, out, scale=scale)()
+        settings: dict[str, Any] = {"scale": scale, "softcap": softcap, "window": window, "sinks": sinks}
+        self.attention_call(qkv, cos, sin, pages, page_table, rows, positions, slots, out, **settings)()
 
     def attention_call(
         self, qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray, pages: np.ndarray, page_table: np.ndarray,
         rows: np.ndarray, positions: np.ndarray, slots: np.ndarray, out: np.ndarray, *, scale: float,
+        softcap: float = 0.0, window: int = 0, sinks: np.ndarray | None = None,
     ) -> Callable[[], None]:  # fmt: skip
         """`attention` with its arguments checked now, to be called many times."""
         _, _, kv_heads, page_tokens, head_dim = pages.shape
@@ -341,6 +347,8 @@ class Library:
         shapes = ((tokens, (heads + 2 * kv_heads) * head_dim), (tokens,), (tokens,), (tokens, heads * head_dim))
         if (qkv.shape, positions.shape, slots.shape, out.shape) != shapes or cos.shape != sin.shape:
             raise ValueError("the arguments of the attention do not fit each other")
+        if sinks is not None and sinks.shape != (heads,):
+            raise ValueError("there is one sink per query head")
         call = _Attention(
             qkv=_address(qkv, np.float32),
             cos=_address(cos, np.float32),
@@ -362,6 +370,9 @@ class Library:
             max_pages=page_table.shape[1],
             pages_are_bf16=pages.dtype.name == "bfloat16",
             scale=scale,
+            softcap=softcap,
+            window=window,
+            sinks=None if sinks is None else _address(sinks, np.float32),
         )
         return self._prepared("attention", call, qkv, cos, sin, pages, page_table, rows, positions, slots, out)
 

@@ -85,6 +85,11 @@ def attention(
     rows: jax.Array,
     positions: jax.Array,
     slots: jax.Array,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+    sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotates, writes this step's keys and values to their slots, and attends over the pages of each token's row.
 
@@ -94,6 +99,9 @@ def attention(
     kv_heads, head_dim = pages.shape[2], pages.shape[4]
     width = qkv.shape[1] - 2 * kv_heads * head_dim
     results = (jax.ShapeDtypeStruct((qkv.shape[0], width), jnp.float32), jax.ShapeDtypeStruct(pages.shape, pages.dtype))
-    call = jax.ffi.ffi_call("max_attention_v1", results, input_output_aliases={1: 1})
-    out, new_pages = call(qkv, pages, cos, sin, page_table, rows, positions, slots)
+    call = jax.ffi.ffi_call("max_attention_v2", results, input_output_aliases={1: 1})
+    arguments = (qkv, pages, cos, sin, page_table, rows, positions, slots, *(() if sinks is None else (sinks,)))
+    factor = head_dim**-0.5 if scale is None else scale
+    settings = {"scale": np.float32(factor), "softcap": np.float32(softcap), "window": np.int64(window)}
+    out, new_pages = call(*arguments, **settings)
     return out, new_pages

@@ -70,19 +70,31 @@ def paged_attention(
     rows: jax.Array,
     positions: jax.Array,
     tiles: Tiles,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention of each token over the pages of its row.
 
     q:          (T, N, H), rotated
     pages:      (P, 2, K, page_tokens, H), this step's keys and values included
-    page_table: (B, max_pages) int32
+    page_table: (B, max_pages) int32; with a window, pages in front of it are not looked at
     rows, positions: (T,) int32
+    scale:      of the scores, H ** -0.5 if not given
+    softcap:    bounds a score to softcap * tanh(score / softcap); 0 for none (Gemma 2, arXiv:2408.00118)
+    window:     tokens that a token sees, itself the last; 0 for all (Mistral, arXiv:2310.06825)
+    sinks:      (N,) float32, a score of each head that takes weight and gives no value (gpt-oss, arXiv:2508.10925)
     Returns (T, N * H) in q's dtype; what padding tokens get is unspecified.
     """
     tokens, heads, head_dim = q.shape
     kv_heads = pages.shape[2]
     size = tile_tokens(tokens)
-    grouped = (q.astype(jnp.float32) * head_dim**-0.5).reshape(tokens, kv_heads, heads // kv_heads, head_dim)
+    limits = _Limits(softcap, window, jnp.full(heads, -jnp.inf) if sinks is None else sinks.astype(jnp.float32))
+    grouped = (q.astype(jnp.float32) * (head_dim**-0.5 if scale is None else scale)).reshape(
+        tokens, kv_heads, heads // kv_heads, head_dim
+    )
     grouped = jnp.pad(grouped, ((0, size), (0, 0), (0, 0), (0, 0)))
     rows = jnp.pad(rows, (0, size), constant_values=-1)
     positions = jnp.pad(positions, (0, size))
@@ -93,7 +105,7 @@ def paged_attention(
         mine = lax.dynamic_slice(rows, (start,), (size,)) == row
         position = jnp.where(mine, lax.dynamic_slice(positions, (start,), (size,)), -1)
         tile_q = lax.dynamic_slice(grouped, (start, 0, 0, 0), (size, *grouped.shape[1:]))
-        attended = _attend_pages(tile_q, position, pages, page_table[jnp.maximum(row, 0)])
+        attended = _attend_pages(tile_q, position, pages, page_table[jnp.maximum(row, 0)], limits)
         # What lies behind the row's last token is overwritten by the next tile, which starts right there.
         return lax.dynamic_update_slice(out, attended, (start, 0))
 
@@ -101,19 +113,36 @@ def paged_attention(
     return lax.fori_loop(0, tiles.num_tiles, attend_tile, out)[:tokens].astype(q.dtype)
 
 
-def _attend_pages(q: jax.Array, position: jax.Array, pages: jax.Array, table: jax.Array) -> jax.Array:
+class _Limits(NamedTuple):
+    """What changes scores and weights; sinks (N,), -inf for none."""
+
+    softcap: float
+    window: int
+    sinks: jax.Array
+
+
+def _attend_pages(q: jax.Array, position: jax.Array, pages: jax.Array, table: jax.Array, limits: _Limits) -> jax.Array:
     """One tile over one row's pages. q: (t, K, G, H); position: (t,), -1 to see nothing; table: (max_pages,)."""
     size, kv_heads, group, head_dim = q.shape
     page_tokens = pages.shape[3]
     q = q.transpose(1, 2, 0, 3).reshape(kv_heads, group * size, head_dim)
     limit = jnp.tile(position, group)
     num_pages = jnp.max(position) // page_tokens + 1
+    first_page = jnp.int32(0)
+    if limits.window:
+        lowest = jnp.min(jnp.where(position < 0, jnp.iinfo(jnp.int32).max, position))
+        first_page = jnp.maximum(lowest - limits.window + 1, 0) // page_tokens
 
     def visit(p: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         peak, total, acc = carry
         page = lax.dynamic_index_in_dim(pages, table[p], keepdims=False).astype(jnp.float32)
         scores = jnp.einsum("kmh,ksh->kms", q, page[0])
-        seen = p * page_tokens + jnp.arange(page_tokens, dtype=jnp.int32)[None, :] <= limit[:, None]
+        if limits.softcap:
+            scores = limits.softcap * jnp.tanh(scores / limits.softcap)
+        key = p * page_tokens + jnp.arange(page_tokens, dtype=jnp.int32)[None, :]
+        seen = key <= limit[:, None]
+        if limits.window:
+            seen &= key > limit[:, None] - limits.window
         scores = jnp.where(seen[None], scores, -jnp.inf)
         # -1e30 instead of -inf: a query that sees nothing must not make inf - inf.
         new_peak = jnp.maximum(peak, jnp.maximum(jnp.max(scores, axis=-1), -1e30))
@@ -123,11 +152,10 @@ def _attend_pages(q: jax.Array, position: jax.Array, pages: jax.Array, table: ja
         acc = acc * shrink[..., None] + jnp.einsum("kms,ksh->kmh", weights, page[1])
         return new_peak, total, acc
 
-    start = (
-        jnp.full(q.shape[:2], -1e30, jnp.float32),
-        jnp.zeros(q.shape[:2], jnp.float32),
-        jnp.zeros(q.shape, jnp.float32),
-    )
-    _, total, acc = lax.fori_loop(0, num_pages, visit, start)
+    # A sink is a first key without a value.
+    sinks = jnp.repeat(limits.sinks.reshape(kv_heads, group), size, axis=1)
+    has_sink = (sinks > -jnp.inf).astype(jnp.float32)
+    start = (jnp.maximum(sinks, -1e30), has_sink, jnp.zeros(q.shape, jnp.float32))
+    _, total, acc = lax.fori_loop(first_page, num_pages, visit, start)
     out = acc / jnp.maximum(total, 1e-30)[..., None]
     return out.reshape(kv_heads, group, size, head_dim).transpose(2, 0, 1, 3).reshape(size, -1)

@@ -20,7 +20,7 @@ const char* reported(std::string problem) {
 extern "C" {
 
 // Changes with the packed layouts and with the arguments of these functions.
-int32_t max_kernels_abi() { return 2; }
+int32_t max_kernels_abi() { return 3; }
 
 const char* max_kernels_isa() { return kernels() == nullptr ? nullptr : kernels()->name; }
 

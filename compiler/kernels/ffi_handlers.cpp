@@ -1,6 +1,5 @@
 // The kernels as XLA custom calls. A name's version changes with its arguments: executables outlive libraries.
 #include <algorithm>
-#include <cmath>
 #include <string>
 
 #include "kernels.h"
@@ -56,8 +55,9 @@ ffi::Error matmul_handler(F32Buffer x, Bytes weights, ffi::RemainingArgs rest, f
 }
 
 ffi::Error attention_handler(F32Matrix qkv, ffi::AnyBuffer pages, F32Matrix cos, F32Matrix sin, Table page_table,
-                             IndexVector rows, IndexVector positions, IndexVector slots, ffi::Result<F32Matrix> out,
-                             ffi::Result<ffi::AnyBuffer> new_pages) {
+                             IndexVector rows, IndexVector positions, IndexVector slots, ffi::RemainingArgs rest,
+                             ffi::Result<F32Matrix> out, ffi::Result<ffi::AnyBuffer> new_pages, float scale,
+                             float softcap, int64_t window) {
   const auto dims = pages.dimensions();
   const int64_t tokens = rows.dimensions()[0];
   const bool bf16 = pages.element_type() == ffi::BF16;
@@ -92,7 +92,16 @@ ffi::Error attention_handler(F32Matrix qkv, ffi::AnyBuffer pages, F32Matrix cos,
   call.max_rows = page_table.dimensions()[0];
   call.max_pages = page_table.dimensions()[1];
   call.pages_are_bf16 = bf16;
-  call.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  call.scale = scale;
+  call.softcap = softcap;
+  call.window = window;
+  if (rest.size() > 1) return reported("attention has at most one optional argument, the sinks");
+  if (rest.size() == 1) {
+    const auto sinks = rest.get<ffi::Buffer<ffi::F32, 1>>(0);
+    if (!sinks.has_value()) return sinks.error();
+    if (static_cast<int64_t>(sinks->element_count()) != heads) return reported("there is one sink per query head");
+    call.sinks = sinks->typed_data();
+  }
   return reported(attention(call));
 }
 
@@ -166,8 +175,12 @@ auto attention_binding() {
       .Arg<IndexVector>()     // rows (T,)
       .Arg<IndexVector>()     // positions (T,)
       .Arg<IndexVector>()     // slots (T,)
+      .RemainingArgs()        // sinks (N,), or nothing
       .Ret<F32Matrix>()       // (T, N H)
-      .Ret<ffi::AnyBuffer>();
+      .Ret<ffi::AnyBuffer>()
+      .Attr<float>("scale")
+      .Attr<float>("softcap")
+      .Attr<int64_t>("window");
 }
 
 }  // namespace
@@ -178,7 +191,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q8_0_v2, matmul_handler<Encoding::kQ8_0
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q4_0_v1, matmul_handler<Encoding::kQ4_0>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q4_k_v1, matmul_handler<Encoding::kQ4K>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q6_k_v1, matmul_handler<Encoding::kQ6K>, matmul_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v1, attention_handler, attention_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v2, attention_handler, attention_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v1, logprobs_handler, logprobs_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_sample_v1, sample_handler, sample_binding());

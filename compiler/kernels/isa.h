@@ -22,17 +22,22 @@ struct QuantizedInputs {
 using MatmulPanel = void (*)(const Matmul& call, const void* inputs, int64_t panel, int64_t row_begin,
                              int64_t row_end);
 
-// Consecutive tokens of one row, with the queries of some kv heads.
+// Consecutive tokens of one row, with the queries of some kv heads, and the keys of the row that any of them sees.
 struct QueryTile {
   int64_t first_token;
   int64_t num_tokens;
   int64_t first_kv_head;
   int64_t num_kv_heads;
+  int64_t first_key;
+  int64_t last_key;
 };
 
 // A tile has at most this many queries, and visits keys in blocks of at most kBlockTokens: both fit the first cache.
 constexpr int64_t kTileQueries = 32;
 constexpr int64_t kBlockTokens = 64;
+// Keys that are summed up on their own, by any thread; and floats of a vector in such a sum.
+constexpr int64_t kSegmentTokens = 512;
+constexpr int64_t kPartVector = 16;
 
 struct Kernels {
   const char* name;
@@ -47,7 +52,12 @@ struct Kernels {
   // Writes a token's rotated keys and its values into the pages.
   void (*write_token)(const Attention& call, int64_t token);
   // Attends with a tile's queries; scratch holds attention_scratch() floats, 64-byte aligned.
-  void (*attend)(const Attention& call, QueryTile tile, float* scratch);
+  void (*attend)(const Attention& call, const QueryTile& tile, float* scratch);
+  // The same in two halves: sums over a segment of the keys, attention_part() floats, and the results of all sums,
+  // which lie part_stride floats apart.
+  void (*attend_segment)(const Attention& call, const QueryTile& tile, int64_t segment, float* scratch, float* part);
+  void (*merge_segments)(const Attention& call, const QueryTile& tile, float* parts, int64_t part_stride,
+                         float* scratch);
   // The index of the first highest value, or of the first NaN; count > 0.
   int64_t (*argmax_row)(const float* x, int64_t count);
   // A token of a row, drawn at u in [0, 1); scratch holds sample_scratch() floats, 64-byte aligned.
@@ -66,8 +76,9 @@ extern const Kernels kAvx512VnniKernels;
 extern const Kernels kAvx512Bf16Kernels;
 #endif
 
-// Floats of scratch that `attend` needs for any tile of the call, the same for every instruction set.
+// Floats of scratch that `attend` needs for any tile of the call, and of a segment's sums, for every instruction set.
 int64_t attention_scratch(const Attention& call);
+int64_t attention_part(const Attention& call);
 
 // Floats of scratch that `sample_row` and `logprobs_row` need.
 int64_t sample_scratch(const Sampling& call);

@@ -41,6 +41,7 @@ static inline void store_lanes(float* p, __m256 v, uint32_t bits) {
 #include "quantized_inputs.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
+#include "attention_pages.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -60,6 +61,8 @@ const Kernels kAvx2Kernels = {
     avx2::quantize_inputs,
     avx2::write_token,
     avx2::attend,
+    avx2::attend_segment,
+    avx2::merge_segments,
     avx2::argmax_row,
     avx2::sample_row,
     avx2::logprobs_row,

@@ -21,6 +21,7 @@ namespace avx512 {
 #include "quantized_inputs.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
+#include "attention_pages.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -40,6 +41,8 @@ const Kernels kAvx512Kernels = {
     avx512::quantize_inputs,
     avx512::write_token,
     avx512::attend,
+    avx512::attend_segment,
+    avx512::merge_segments,
     avx512::argmax_row,
     avx512::sample_row,
     avx512::logprobs_row,

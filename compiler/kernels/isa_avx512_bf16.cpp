@@ -20,6 +20,7 @@ namespace avx512_bf16 {
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
 #include "matmul_quantized.h"
+#include "attention_pages.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -96,6 +97,8 @@ const Kernels kAvx512Bf16Kernels = {
     avx512_bf16::quantize_inputs,
     avx512_bf16::write_token,
     avx512_bf16::attend,
+    avx512_bf16::attend_segment,
+    avx512_bf16::merge_segments,
     avx512_bf16::argmax_row,
     avx512_bf16::sample_row,
     avx512_bf16::logprobs_row,

@@ -21,6 +21,7 @@ namespace avx512_vnni {
 #include "quantized_inputs.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
+#include "attention_pages.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -40,6 +41,8 @@ const Kernels kAvx512VnniKernels = {
     avx512_vnni::quantize_inputs,
     avx512_vnni::write_token,
     avx512_vnni::attend,
+    avx512_vnni::attend_segment,
+    avx512_vnni::merge_segments,
     avx512_vnni::argmax_row,
     avx512_vnni::sample_row,
     avx512_vnni::logprobs_row,

@@ -53,6 +53,7 @@ static inline void store_lanes(float* p, FourFloats v, uint32_t bits) {
 #include "quantized_inputs.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
+#include "attention_pages.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -72,6 +73,8 @@ const Kernels kBaselineKernels = {
     baseline::quantize_inputs,
     baseline::write_token,
     baseline::attend,
+    baseline::attend_segment,
+    baseline::merge_segments,
     baseline::argmax_row,
     baseline::sample_row,
     baseline::logprobs_row,

@@ -107,7 +107,10 @@ struct Attention {
   int64_t max_rows;
   int64_t max_pages;
   bool pages_are_bf16;
-  float scale;  // on the scores, usually H ** -0.5
+  float scale;         // on the scores, usually H ** -0.5
+  float softcap;       // scores become softcap * tanh(score / softcap); 0 for none
+  int64_t window;      // tokens that a token sees, itself the last of them; 0 for all
+  const float* sinks;  // (N,) a score of each head that takes weight and gives no value; may be null
 };
 std::string attention(const Attention& call);
 

@@ -64,6 +64,20 @@ MAX_INLINE Vec exponential(Vec x) {
   return x < -87.0f ? Vec{} : scaled;
 }
 
+// tanh x within 2 ulp: Cephes' tanhf polynomial near 0, and (1 - e) / (1 + e) with e = e ** -2|x| elsewhere.
+MAX_INLINE Vec hyperbolic_tangent(Vec x) {
+  const Vec magnitude = x < 0.0f ? -x : x, square = x * x;
+  Vec p = broadcast(-5.70498872745e-3f);
+  p = multiply_add(p, square, broadcast(2.06390887954e-2f));
+  p = multiply_add(p, square, broadcast(-5.37397155531e-2f));
+  p = multiply_add(p, square, broadcast(1.33314422036e-1f));
+  p = multiply_add(p, square, broadcast(-3.33332819422e-1f));
+  const Vec near_zero = multiply_add(p * square, x, x);
+  const Vec e = exponential(magnitude * -2.0f);
+  const Vec far = (1.0f - e) / (1.0f + e);
+  return magnitude < 0.625f ? near_zero : x < 0.0f ? -far : far;
+}
+
 template <int... I>
 struct Indices {};
 template <int N, int... I>

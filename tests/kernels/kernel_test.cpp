@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -78,21 +79,25 @@ void check_matmul(Encoding encoding, int64_t rows, int64_t inputs, int64_t outpu
 }
 
 struct Step {
-  int64_t heads = 4, kv_heads = 2, dim, page_tokens = 5, num_pages = 9, max_pages = 4;
+  int64_t heads = 4, kv_heads = 2, dim, page_tokens, num_pages = 9, max_pages = 4;
   std::vector<int32_t> rows, positions, slots, table{1, 2, 3, 4, 5, 6, 7, 8};
   Floats qkv, cos, sin, out;
   std::vector<float> pages;
+  int64_t window;
+  float softcap = 5.0f;
+  Floats sinks{0.5f, -1.0f, 2.0f, 0.0f};
 
-  explicit Step(int64_t head_dim) : dim(head_dim) {
-    // 17 tokens of a prompt, one of another row, and a padding token.
-    for (int32_t t = 0; t < 17; ++t) add(0, t);
+  explicit Step(int64_t head_dim, int64_t page_size, int64_t seen) : dim(head_dim), page_tokens(page_size), window(seen) {
+    // Up to 17 tokens of a prompt that fills all but three of its pages', a token of another row, and one of padding.
+    const int32_t end = static_cast<int32_t>(max_pages * page_tokens - 3), first = std::max(0, end - 17);
+    for (int32_t t = first; t < end; ++t) add(0, t);
     add(1, 0);
     rows.push_back(-1), positions.push_back(0), slots.push_back(0);
     const int64_t tokens = static_cast<int64_t>(rows.size());
     qkv = random_floats(tokens * (heads + 2 * kv_heads) * dim, 3);
     cos.assign(tokens * dim / 2, 0.8f), sin.assign(tokens * dim / 2, 0.6f);
     out.assign(tokens * heads * dim, NAN);
-    pages.assign(num_pages * 2 * kv_heads * page_tokens * dim, NAN);
+    pages.assign(num_pages * 2 * kv_heads * page_tokens * dim, first == 0 ? NAN : 0.5f);
   }
 
   void add(int32_t row, int32_t position) {
@@ -104,12 +109,12 @@ struct Step {
   std::string run(bool bf16) {
     return attention({qkv.data(), cos.data(), sin.data(), table.data(), rows.data(), positions.data(), slots.data(),
                       pages.data(), out.data(), static_cast<int64_t>(rows.size()), heads, kv_heads, dim, dim / 2 * 2,
-                      num_pages, page_tokens, 2, max_pages, bf16, 0.25f});
+                      num_pages, page_tokens, 2, max_pages, bf16, 0.25f, softcap, window, sinks.data()});
   }
 };
 
-void check_attention(int64_t dim, bool bf16) {
-  Step step(dim);
+void check_attention(int64_t dim, int64_t page_tokens, int64_t window, bool bf16) {
+  Step step(dim, page_tokens, window);
   const std::string problem = step.run(bf16);
   expect(problem.empty(), problem.c_str(), kernels()->name);
   bool finite = true;
@@ -226,8 +231,9 @@ int main(int count, char** arguments) {
     check_logprobs();
     check_samplers();
     for (bool bf16 : {false, true}) {
-      check_attention(20, bf16);
-      check_attention(64, bf16);
+      check_attention(20, 5, 0, bf16);
+      check_attention(64, 5, 7, bf16);
+      check_attention(16, 200, 0, bf16);
     }
   }
   expect(!select_isa("made_up").empty(), "an unknown instruction set is refused", "made_up");

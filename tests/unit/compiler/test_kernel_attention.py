@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -43,6 +45,9 @@ class Step:
     rows: np.ndarray
     positions: np.ndarray
     slots: np.ndarray
+    softcap: float = 0.0
+    window: int = 0
+    sinks: np.ndarray | None = None
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """The output, and the pages afterwards."""
@@ -50,7 +55,10 @@ class Step:
         head_dim = pages.shape[4]
         out = np.full((len(self.rows), self.heads * head_dim), np.nan, np.float32)
         tokens = (self.rows, self.positions, self.slots)
-        LIB.attention(self.qkv, self.cos, self.sin, pages, self.table, *tokens, out, scale=head_dim**-0.5)
+        LIB.attention(
+            self.qkv, self.cos, self.sin, pages, self.table, *tokens, out,
+            scale=head_dim**-0.5, softcap=self.softcap, window=self.window, sinks=self.sinks,
+        )  # fmt: skip
         return out, pages
 
     def part(self, first: int, last: int, pages: np.ndarray) -> Step:
@@ -121,12 +129,19 @@ def dense(step: Step, pages: np.ndarray) -> np.ndarray:
     q = rotated(step.qkv.astype(np.float64).reshape(tokens, -1, head_dim)[:, : step.heads], step)
     out = np.zeros((tokens, step.heads, head_dim))
     for t in np.flatnonzero(step.rows >= 0):
-        seen = np.arange(step.positions[t] + 1)
+        end = step.positions[t] + 1
+        seen = np.arange(max(0, end - step.window) if step.window else 0, end)
         kv = pages[step.table[step.rows[t], seen // page_tokens], :, :, seen % page_tokens].astype(np.float64)
         keys, values = np.repeat(kv[:, 0], group, axis=1), np.repeat(kv[:, 1], group, axis=1)
         scores = np.einsum("nh,snh->ns", q[t], keys) * head_dim**-0.5
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        out[t] = np.einsum("ns,snh->nh", weights / weights.sum(axis=1, keepdims=True), values)
+        if step.softcap:
+            scores = step.softcap * np.tanh(scores / step.softcap)
+        sinks = np.full((step.heads, 1), -np.inf) if step.sinks is None else step.sinks[:, None].astype(np.float64)
+        weights = np.exp(scores - np.maximum(scores.max(axis=1, keepdims=True), sinks))
+        total = weights.sum(axis=1, keepdims=True) + np.exp(
+            sinks - np.maximum(scores.max(axis=1), sinks[:, 0])[:, None]
+        )
+        out[t] = np.einsum("ns,snh->nh", weights / total, values)
     return out.reshape(tokens, -1)
 
 
@@ -161,6 +176,56 @@ def test_attention_is_that_of_float64(isa: str, mix: str, shape: str, dtype: typ
     check(make_step(MIXES[mix], dtype=dtype, **SHAPES[shape]))
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "window": {"window": 50},
+    "narrow window": {"window": 1},
+    "softcap": {"softcap": 2.0},
+    "sinks": {"sinks": 1.5},
+    "all": {"window": 70, "softcap": 30.0, "sinks": -2.0},
+}
+
+
+def varied(step: Step, window: int = 0, softcap: float = 0.0, sinks: float | None = None) -> Step:
+    """sinks: their mean."""
+    drawn = None if sinks is None else np.random.default_rng(1).normal(sinks, 1, step.heads).astype(np.float32)
+    return replace(step, window=window, softcap=softcap, sinks=drawn)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["gqa", "odd", "many queries"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_attention_are_those_of_float64(isa: str, variant: str, shape: str, dtype: type) -> None:
+    check(varied(make_step(MIXES["mixed"], dtype=dtype, **SHAPES[shape]), **VARIANTS[variant]))
+
+
+LONG = [(1400, 1), (500, 30), (0, 3), (1023, 1), (700, 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", [{}, VARIANTS["all"], {"window": 600}])
+def test_long_rows_are_split_over_threads_without_a_change(isa: str, variant, dtype: type) -> None:
+    step = varied(make_step(LONG, dtype=dtype, **SHAPES["large pages"]), **variant)
+    LIB.set_num_threads(1)
+    whole, pages = step.run()
+    np.testing.assert_allclose(whole, dense(step, pages), rtol=0, atol=5e-6)
+    for threads in (2, 3, 8):
+        LIB.set_num_threads(threads)
+        out, _ = step.run()
+        np.testing.assert_array_equal(out.view(np.int32), whole.view(np.int32))
+        alone, _ = step.part(0, 1, step.pages).run()
+        np.testing.assert_array_equal(alone.view(np.int32), whole[:1].view(np.int32))
+
+
+def test_pages_in_front_of_the_window_are_not_looked_at(isa: str) -> None:
+    step = varied(make_step([(100, 9)], dtype=np.float32, **SHAPES["gqa"]), window=20)
+    want, _ = step.run()
+    first_seen = (100 - 19) // 16
+    step.pages[step.table[0, :first_seen]] = np.nan
+    step.table[0, :first_seen] = -1
+    out, _ = step.run()
+    np.testing.assert_array_equal(out, want)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(SUPPORTED),
@@ -170,20 +235,22 @@ def test_attention_is_that_of_float64(isa: str, mix: str, shape: str, dtype: typ
     half_dim=st.integers(1, 40),
     page_tokens=st.integers(1, 130),
     dtype=st.sampled_from(DTYPES),
+    variant=st.sampled_from([{}, *VARIANTS.values()]),
 )
-def test_attention_of_any_shape(isa: str, lengths, group, kv_heads, half_dim, page_tokens, dtype) -> None:
+def test_attention_of_any_shape(isa: str, lengths, group, kv_heads, half_dim, page_tokens, dtype, variant) -> None:
     LIB.select(isa)
     shape = {"heads": group * kv_heads, "kv_heads": kv_heads, "head_dim": 2 * half_dim, "page_tokens": page_tokens}
     try:
-        check(make_step(lengths, dtype=dtype, **shape))
+        check(varied(make_step(lengths, dtype=dtype, **shape), **variant))
     finally:
         LIB.select("")
 
 
+@pytest.mark.parametrize("variant", ["none", "all"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_token_has_the_same_bits_in_every_step(isa: str, shape: str, dtype: type) -> None:
-    step = make_step(MIXES["mixed"], dtype=dtype, **SHAPES[shape])
+def test_a_token_has_the_same_bits_in_every_step(isa: str, shape: str, dtype: type, variant: str) -> None:
+    step = varied(make_step(MIXES["mixed"], dtype=dtype, **SHAPES[shape]), **VARIANTS.get(variant, {}))
     whole, pages = step.run()
     for threads, chunk in ((1, 1), (2, 7), (4, 30), (3, 1000)):
         LIB.set_num_threads(threads)
@@ -233,16 +300,18 @@ def test_an_index_out_of_range_is_refused(field: str, index, value: int, message
 
 
 def test_xla_calls_the_attention_in_place() -> None:
-    name = "tested_max_attention_v1"
-    jax.ffi.register_ffi_target(name, LIB.handlers()["max_attention_v1"], platform="cpu")
-    step = make_step(MIXES["mixed"], dtype=ml_dtypes.bfloat16, **SHAPES["gqa"])
+    name = "tested_max_attention_v2"
+    jax.ffi.register_ffi_target(name, LIB.handlers()["max_attention_v2"], platform="cpu")
+    step = varied(make_step(MIXES["mixed"], dtype=ml_dtypes.bfloat16, **SHAPES["gqa"]), **VARIANTS["all"])
     want, want_pages = step.run()
     results = (jax.ShapeDtypeStruct(want.shape, want.dtype), jax.ShapeDtypeStruct(step.pages.shape, step.pages.dtype))
     call = jax.ffi.ffi_call(name, results, input_output_aliases={1: 1})
     pages = jax.numpy.array(step.pages)
     place = pages.unsafe_buffer_pointer()
     tokens = (step.rows, step.positions, step.slots)
-    out, after = jax.jit(call, donate_argnums=1)(step.qkv, pages, step.cos, step.sin, step.table, *tokens)
+    scale = np.float32(SHAPES["gqa"]["head_dim"] ** -0.5)
+    call = partial(call, scale=scale, softcap=np.float32(step.softcap), window=np.int64(step.window))
+    out, after = jax.jit(call, donate_argnums=1)(step.qkv, pages, step.cos, step.sin, step.table, *tokens, step.sinks)
     np.testing.assert_array_equal(out, want)
     assert np.asarray(after).tobytes() == want_pages.tobytes()
     assert after.unsafe_buffer_pointer() == place

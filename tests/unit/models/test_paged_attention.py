@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +49,17 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.normal(size=shape).astype(np.float32)
 
 
-@partial(jax.jit, donate_argnums=0)
-def attend(pages, q, k, v, slots, page_table, rows, positions):
+SINKS = np.random.default_rng(0).normal(size=HEADS).astype(np.float32)
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames=("window", "softcap", "scale", "has_sinks"))
+def attend(pages, q, k, v, slots, page_table, rows, positions, window=0, softcap=0.0, scale=None, has_sinks=False):
     written = write_pages(pages, k, v, slots)
-    return paged_attention(q, written, page_table, rows, positions, make_tiles(rows, ROWS)), written
+    more = {"window": window, "softcap": softcap, "scale": scale, "sinks": SINKS if has_sinks else None}
+    return paged_attention(q, written, page_table, rows, positions, make_tiles(rows, ROWS), **more), written
 
 
-def check(step: Step, rng: np.random.Generator, scale: float = 1.0) -> None:
+def check(step: Step, rng: np.random.Generator, scale: float = 1.0, **variant: Any) -> None:
     """Runs a step over pages that are NaN wherever a row does not own them, and compares each real token."""
     tokens = len(step.rows)
     q = normal(rng, tokens, HEADS, DIM) * scale
@@ -73,19 +78,27 @@ def check(step: Step, rng: np.random.Generator, scale: float = 1.0) -> None:
         if step.rows[token] >= 0:
             keys[step.rows[token]][step.positions[token]] = k[token]
             values[step.rows[token]][step.positions[token]] = v[token]
-    out, written = attend(pages, q, k, v, step.slots, step.page_table, step.rows, step.positions)
+    out, written = attend(pages, q, k, v, step.slots, step.page_table, step.rows, step.positions, **variant)
     out = np.asarray(out).reshape(tokens, HEADS, DIM)
     for token in np.flatnonzero(step.rows >= 0):
         row, count = step.rows[token], step.positions[token] + 1
-        wanted = dense(q[token], keys[row][:count], values[row][:count])
+        wanted = dense(q[token], keys[row][:count], values[row][:count], **variant)
         np.testing.assert_allclose(out[token], wanted, rtol=2e-5, atol=2e-5)
     check_written(step, pages, np.asarray(written), k, v)
 
 
-def dense(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+def dense(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, window: int = 0, softcap: float = 0.0,
+    scale: float = DIM**-0.5, has_sinks: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Softmax attention of one token, (N, H), in float64; query head n looks at key head n // group."""
+    keys, values = keys[-window:], values[-window:]
     keys, values = (np.repeat(x.astype(np.float64), HEADS // KV_HEADS, axis=1) for x in (keys, values))
-    scores = np.einsum("nh,snh->ns", q.astype(np.float64), keys) / np.sqrt(DIM)
+    scores = np.einsum("nh,snh->ns", q.astype(np.float64), keys) * scale
+    scores = softcap * np.tanh(scores / softcap) if softcap else scores
+    if has_sinks:
+        scores = np.concatenate([scores, SINKS[:, None]], axis=1)
+        values = np.concatenate([values, np.zeros_like(values[:1])])
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.einsum("ns,snh->nh", weights / weights.sum(axis=1, keepdims=True), values)
 
@@ -118,6 +131,25 @@ def test_random_mixes(tokens):
     rng = np.random.default_rng(tokens)
     for _ in range(25):
         check(make_step(tokens, random_counts(tokens, rng), rng), rng)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 64])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"window": 1},
+        {"window": 9},
+        {"softcap": 1.5},
+        {"scale": 0.7},
+        {"has_sinks": True},
+        {"window": 20, "softcap": 3.0, "scale": 0.2, "has_sinks": True},
+    ],
+    ids=str,
+)
+def test_window_softcap_scale_and_sinks(tokens, variant):
+    rng = np.random.default_rng(tokens)
+    for _ in range(8):
+        check(make_step(tokens, random_counts(tokens, rng), rng), rng, **variant)
 
 
 @pytest.mark.parametrize("past", [0, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE - 1, MAX_PAGES * PAGE - 16])
