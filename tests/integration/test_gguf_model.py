@@ -47,22 +47,22 @@ SIZE = {
 }
 LIMITS = Limits(max_length=32, max_batch=16, page_tokens=16, num_pages=8, token_buckets=(16,))
 PROMPT = [7, 300, 12, 599, 0, 41, 41, 255, 256, 100, 3, 9, 18, 500, 77, 76]
-compiled: dict[WeightTable, CompiledModels] = {}
+compiled: dict[tuple[Config, WeightTable], CompiledModels] = {}
 
 
 def logits_of(checkpoint: Checkpoint, packing: Packing) -> np.ndarray:
     """Logits of each token of PROMPT, with matrices in their own encodings, or plain XLA if `packing` is empty."""
     config = Config.from_hf(checkpoint.config)
     table = config.weights(packing, checkpoint.encodings)
-    if table not in compiled:
+    if (config, table) not in compiled:
         buffer = io.BytesIO()
         decoder = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), own_head=table.is_packed))
         module = Module("step alone")
         StepBuilder(decoder, config, LIMITS, table).add(module, len(PROMPT), len(PROMPT))
         compile_module(module, Target.parse("cpu"), mef.MefWriter(buffer), Options(weights=table.to_json()))
-        compiled[table] = CompiledModels(mef.Mef.from_bytes(buffer.getvalue()))
+        compiled[config, table] = CompiledModels(mef.Mef.from_bytes(buffer.getvalue()))
     views = prepare_into(table, checkpoint, Arena(layout_of(table)), threads=2)
-    models = InferenceSession().init_all(compiled[table], views)
+    models = InferenceSession().init_all(compiled[config, table], views)
     row = Generation(Request("row", PROMPT), list(PROMPT), row=1, pages=[5, 2])
     inputs = make_inputs([Chunk(row, 0, len(PROMPT))], LIMITS)
     rows = len(inputs.arrays[-1])
