@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,6 +80,22 @@ def truncate_weights(cache: Path) -> None:
     os.truncate(weights, weights.stat().st_size - 4096)
 
 
+def misalign_weights(cache: Path) -> None:
+    weights = only_file(cache / "prepared")
+    weights.write_bytes(b"\0" + weights.read_bytes())
+
+
+def exchange_weights(cache: Path) -> None:
+    """Sound weights of another packing, under the name of the right ones."""
+    weights = only_file(cache / "prepared")
+    content = bytearray(weights.read_bytes())
+    (offset, size) = struct.unpack_from("<QQ", content, 24)
+    toc = content[offset : offset + size].replace(b"-v", b"-w")
+    content[offset:] = toc
+    content[40:72] = hashlib.sha256(toc).digest()
+    weights.write_bytes(content)
+
+
 def foreign_code(cache: Path) -> None:
     """An artifact whose hashes all fit, with code that XLA does not take, under the key of the sound one."""
     blob, index = only_file(cache / "blobs"), only_file(cache / "index")
@@ -107,6 +125,8 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (damage_binding, "same shape"),
     (flip_weights, "same shape"),
     (truncate_weights, "same shape"),
+    (misalign_weights, "same shape"),
+    (exchange_weights, "same shape"),
 ]
 """Each damage, and how the start after it comes by its artifact."""
 
