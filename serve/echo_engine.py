@@ -29,6 +29,7 @@ class EchoEngine:
         """token_s: seconds between tokens; max_running: requests at once, above which there is no capacity"""
         self._token_s, self._max_running = token_s, max_running
         self._listeners: list[Callable[[StepStats], None]] = []
+        self._take_listeners: list[Callable[[int, float, int], None]] = []
         self.state: State = "ready"
         self.ready: Ready | None = Ready(
             MAX_LENGTH, VOCAB_SIZE, 64, _PAGE_TOKENS, 1024, "none", "none", "", "cache (an echo has no code)"
@@ -48,6 +49,8 @@ class EchoEngine:
                 await asyncio.sleep(self._token_s)
                 is_complete = message.finish_reason is not None
                 self._count(message)
+                for listener in self._take_listeners:
+                    listener(1, 0.0, 0)
                 yield [message]
         finally:
             self.running.discard(request.id)
@@ -92,6 +95,9 @@ class EchoEngine:
 
     def on_step(self, listener: Callable[[StepStats], None]) -> None:
         self._listeners.append(listener)
+
+    def on_take(self, listener: Callable[[int, float, int], None]) -> None:
+        self._take_listeners.append(listener)
 
     def refuse(self) -> None:
         self.state = "draining"

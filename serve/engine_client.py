@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import perf_counter
 from types import TracebackType
 from typing import Self
 
@@ -46,11 +47,15 @@ class _Stream:
     """What has come for one request and was not taken yet."""
 
     tokens: list[Tokens] = field(default_factory=list)
+    waiting_since: float = 0.0
+    """When the oldest of `tokens` came, by perf_counter."""
     error: MaxError | None = None
     is_over: bool = False
     waiter: asyncio.Future[None] | None = None
 
     def push(self, tokens: Tokens) -> None:
+        if not self.tokens:
+            self.waiting_since = perf_counter()
         self.tokens.append(tokens)
         self.is_over = tokens.finish_reason is not None
         self._wake()
@@ -121,6 +126,8 @@ class EngineClient:
         self._streams: dict[str, _Stream] = {}
         self._resets: list[asyncio.Future[int]] = []
         self._listeners: list[Callable[[StepStats], None]] = []
+        self._take_listeners: list[Callable[[int, float, int], None]] = []
+        self._buffered = 0
         self._ready: Ready | None = None
         self._progress: Loading | StartFailed | None = None
         self._is_connected = self._is_draining = False
@@ -165,6 +172,7 @@ class EngineClient:
         stream = self._streams.get(message.id)
         if stream is not None:  # None: it was aborted, which the worker did not know yet
             stream.push(message)
+            self._buffered += 1
             if stream.is_over:
                 self._forget(message.id)
 
@@ -221,6 +229,9 @@ class EngineClient:
             while True:
                 if stream.tokens:
                     batch, stream.tokens = stream.tokens, []
+                    self._buffered -= len(batch)
+                    for listener in self._take_listeners:
+                        listener(len(batch), perf_counter() - stream.waiting_since, self._buffered)
                     yield batch
                 elif stream.error is not None:
                     raise stream.error
@@ -230,6 +241,7 @@ class EngineClient:
                     stream.waiter = asyncio.get_running_loop().create_future()
                     await stream.waiter
         finally:
+            self._buffered -= len(stream.tokens)
             if not stream.is_over:
                 self._forget(request.id)
                 connection.send(Abort(request.id))
@@ -248,6 +260,9 @@ class EngineClient:
 
     def on_step(self, listener: Callable[[StepStats], None]) -> None:
         self._listeners.append(listener)
+
+    def on_take(self, listener: Callable[[int, float, int], None]) -> None:
+        self._take_listeners.append(listener)
 
     def refuse(self) -> None:
         """Takes no new requests from now on; `drain` follows."""

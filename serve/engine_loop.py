@@ -41,7 +41,7 @@ class EngineLoop:
         self._engine: Engine | None = None
         self._link = link
         self._clients: list[bytes] = []
-        """In the order of their coming; the first one is told of every step."""
+        """All of them are told of every step; one of them counts it."""
 
     def announce(self, news: Loading | Ready | StartFailed) -> None:
         """Tells all clients how the start goes, and those that come later."""
@@ -119,7 +119,9 @@ class EngineLoop:
     def _say_step(self, engine: Engine) -> None:
         report = engine.stats.take_last_step()
         if report is not None and self._clients:
-            self._link.say(self._clients[0], _step_stats(engine, report))
+            stats = _step_stats(engine, report)
+            for client in self._clients:
+                self._link.say(client, stats)
 
     def _forget(self, client: bytes) -> None:
         """Drops the requests of a client that has gone."""

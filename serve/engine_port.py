@@ -49,6 +49,11 @@ class EnginePort(Protocol):
         """Calls `listener` with the statistics of every step, on the event loop."""
         ...
 
+    def on_take(self, listener: Callable[[int, float, int], None]) -> None:
+        """Calls `listener` whenever the iterator of a request is given messages: how many, for how many seconds the
+        oldest of them had waited here, and how many still wait for others."""
+        ...
+
     async def drain(self, seconds: float) -> None:
         """Takes no new requests, lets those in work finish within so many seconds, and stops the worker."""
         ...

@@ -68,7 +68,7 @@ _BACKLOG = (
     _gauge("num_requests_queued", "Requests waiting in the engine's queue"),
     _gauge("num_requests_running", "Requests in the engine's batch"),
     _gauge("num_responses_buffered", "Messages of the engine that have not been streamed to their clients"),
-    _histogram("responses_buffered", "Messages that were waiting when the streaming side took them", "", _COUNTS),
+    _histogram("responses_buffered", "The same, seen whenever the streaming side takes some", "", _COUNTS),
     _histogram(
         "response_queue_time",
         "How long the oldest of them had been waiting in the API process",

@@ -35,7 +35,10 @@ class Metrics:
         self._totals: dict[str, int] = {}
         self._awaiting = 0
         self._shown_ready: Ready | None = None
+        # Those that are touched for every token.
         self._itl, self._ttft = self["itl"], self["time_to_first_token"]
+        self._buffered, self._num_buffered = self["responses_buffered"], self["num_responses_buffered"]
+        self._queue_time = self["response_queue_time"]
         if MULTIPROCESS_VARIABLE not in os.environ:
             ProcessCollector(registry=self._registry)
 
@@ -75,14 +78,11 @@ class Metrics:
         """Templates and tokenization of a request took so long."""
         self["input_processing_time"].observe(seconds * 1e3)
 
-    def buffered(self, waiting: int) -> None:
-        """So many messages of the engine wait in this process for the streaming side."""
-        self["num_responses_buffered"].set(waiting)
-
-    def taken(self, messages: int, seconds: float) -> None:
-        """The streaming side took so many messages, the oldest of which had been waiting so long."""
-        self["responses_buffered"].observe(messages)
-        self["response_queue_time"].observe(seconds * 1e3)
+    def taken(self, messages: int, seconds: float, left: int) -> None:
+        """The streaming side took messages of the engine, the oldest of which had waited so long; others are left."""
+        self._num_buffered.set(left)
+        self._buffered.observe(messages + left)
+        self._queue_time.observe(seconds * 1e3)
 
     def timer(self, arrived: float) -> AnswerTimer:
         """The times of one answer; arrived: by perf_counter"""

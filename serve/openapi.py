@@ -24,7 +24,11 @@ _STATUSES = {
 
 
 def describes(
-    body: type[BaseModel] | None = None, answer: type[BaseModel] | None = None, *, stream: bool = False
+    body: type[BaseModel] | None = None,
+    answer: type[BaseModel] | None = None,
+    *,
+    stream: bool = False,
+    media_type: str = "application/json",
 ) -> dict[str, Any]:
     """Keywords for a route that reads and writes JSON itself: its body, its answer, and its errors."""
     extra: dict[str, Any] = {"responses": {}}
@@ -35,6 +39,8 @@ def describes(
     if answer is not None:
         _DESCRIBED.append((answer, False))
         success["content"]["application/json"] = {"schema": _ref(answer)}
+    else:
+        success["content"][media_type] = {"schema": {}}
     if stream:
         success["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     errors = {
@@ -49,8 +55,8 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": _REF.format(model=model.__name__)}
 
 
-def install(app: FastAPI) -> None:
-    """Makes `app.openapi` complete with the schemas that the routes refer to."""
+def install(app: FastAPI, model_name: str) -> None:
+    """Makes `app.openapi` complete with the schemas that the routes refer to, which know the one model there is."""
     plain = app.openapi
 
     def complete() -> dict[str, Any]:
@@ -60,6 +66,9 @@ def install(app: FastAPI) -> None:
             _, schemas = models_json_schema(modes, ref_template=_REF)  # pyright: ignore[reportArgumentType]
             components = document.setdefault("components", {}).setdefault("schemas", {})
             components.update(schemas["$defs"])
+            for model, is_body in _DESCRIBED:
+                if is_body and "model" in model.model_fields:
+                    components[model.__name__]["properties"]["model"] = {"enum": [model_name, None]}
             # The framework's own answer to a wrong request, which no route here gives.
             for name in ("HTTPValidationError", "ValidationError"):
                 components.pop(name, None)

@@ -18,7 +18,7 @@ from .service import service_of
 router = APIRouter()
 
 
-@router.get("/metrics", summary="Counts and times in the Prometheus text format", **describes())
+@router.get("/metrics", summary="Counts and times in the Prometheus text format", **describes(media_type="text/plain"))
 async def metrics(request: Request) -> Response:
     return service_of(request).metrics.response()
 

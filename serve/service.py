@@ -38,6 +38,7 @@ class Service:
         self._text = text
         self._threads = ThreadPoolExecutor(_TEXT_THREADS, "text")
         port.on_step(metrics.stepped)
+        port.on_take(metrics.taken)
 
     def text(self) -> TextSide:
         """The text side. Raises ApiError 503 while it is being read."""
@@ -74,9 +75,9 @@ class Service:
         """Whether the model has a chat template, as far as is known yet."""
         return self.is_ready() and self.text().template is not None
 
-    def check_model(self, name: str) -> None:
-        """Raises ApiError 404 for a model that is not served."""
-        if name != self.model_name:
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError 404 for a model that is not served; None stands for the one that is."""
+        if name is not None and name != self.model_name:
             raise no_such_model(name, self.model_name)
 
     async def in_thread[T](self, work: Callable[[], T], size_chars: int, param: str | None) -> T:

@@ -24,6 +24,7 @@ class Tokenizer:
         """`special_tokens` names tokens by role: bos_token, eos_token, pad_token, ... -> the token's text."""
         self._backend = backend
         self.special_tokens = special_tokens or {}
+        self._bytes: dict[int, bytes] = {}
         self.special_ids = frozenset(
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         )
@@ -79,7 +80,10 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, perhaps a part of a character; a special token's are its name."""
-        return token_bytes(self._backend, token_id)
+        found = self._bytes.get(token_id)
+        if found is None:
+            found = self._bytes[token_id] = token_bytes(self._backend, token_id)
+        return found
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """A stream whose pieces join to what `decode` gives for the same ids."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from ..body import Schema
 from ..messages import MAX_TOP_LOGPROBS
-from .parameters import GenerationFields, Refused, TokenId
+from .parameters import GenerationFields, ModelName, Refused, TokenId
 from .usage import Usage
 
 MAX_PROMPTS = 256
@@ -82,7 +82,7 @@ class Completion(BaseModel):
 class TokenizeRequest(Schema):
     """The body of /tokenize."""
 
-    model: str | None = None
+    model: ModelName | None = None
     prompt: str
     add_special_tokens: bool | None = None
     """Open and close the text as the model's tokenizer does; true unless it is given."""
@@ -99,7 +99,7 @@ class TokenizeAnswer(BaseModel):
 class DetokenizeRequest(Schema):
     """The body of /detokenize."""
 
-    model: str | None = None
+    model: ModelName | None = None
     tokens: list[TokenId]
     skip_special_tokens: bool | None = None
     """Leave out tokens that are not text; false unless it is given."""

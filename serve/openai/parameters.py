@@ -30,6 +30,9 @@ PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Label = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)]
 
+ModelName = Annotated[str, Field(max_length=4096)]
+"""The served model's, which is also meant where no model is named."""
+
 type Refused = None
 """The type of a field of the API that this server does not support: only null is taken."""
 
@@ -46,7 +49,7 @@ class StreamOptions(Schema):
 class GenerationFields(Schema):
     """Fields of chat completions and completions alike. null stands for a field that is left out."""
 
-    model: Annotated[str, Field(max_length=4096)]
+    model: ModelName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None

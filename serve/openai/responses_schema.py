@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from ..body import Schema
 from ..messages import MAX_TOP_LOGPROBS
-from .parameters import Label, Metadata, PositiveCount, Refused, StreamOptions
+from .parameters import Label, Metadata, ModelName, PositiveCount, Refused, StreamOptions
 
 
 class InputText(Schema):
@@ -52,7 +52,7 @@ class TextSettings(Schema):
 class ResponseRequest(Schema):
     """The body of /v1/responses."""
 
-    model: Annotated[str, Field(max_length=4096)]
+    model: ModelName | None = None
     input: Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1, max_length=4096)]
     instructions: str | None = None
     """Stands before the conversation as a system message."""

@@ -17,7 +17,7 @@ router = APIRouter()
 async def tokenize(request: Request) -> TokenizeAnswer:
     service = service_of(request)
     body = await read_body(request, TokenizeRequest, service.config)
-    _check_model(body.model, service)
+    service.check_model(body.model)
     tokenizer, special = service.text().tokenizer, body.add_special_tokens is not False
     ids = await service.in_thread(lambda: tokenizer.encode(body.prompt, special), len(body.prompt), "prompt")
     ready = service.port.ready
@@ -28,7 +28,7 @@ async def tokenize(request: Request) -> TokenizeAnswer:
 async def detokenize(request: Request) -> DetokenizeAnswer:
     service = service_of(request)
     body = await read_body(request, DetokenizeRequest, service.config)
-    _check_model(body.model, service)
+    service.check_model(body.model)
     tokenizer, ids = service.text().tokenizer, body.tokens
     if ids and max(ids) >= (limit := _vocab_size(service)):
         raise ApiError(
@@ -36,11 +36,6 @@ async def detokenize(request: Request) -> DetokenizeAnswer:
         )
     text = await service.in_thread(lambda: tokenizer.decode(ids, bool(body.skip_special_tokens)), len(ids), "tokens")
     return DetokenizeAnswer(prompt=text)
-
-
-def _check_model(name: str | None, service: Service) -> None:
-    if name is not None:
-        service.check_model(name)
 
 
 def _vocab_size(service: Service) -> int:

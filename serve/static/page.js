@@ -64,7 +64,7 @@ function showEngine(status) {
     ["Context", `${number(engine.max_length)} tokens`],
     ["Vocabulary", `${number(engine.vocab_size)} tokens`],
     ["Batch", `up to ${number(engine.max_batch_size)} requests`],
-    ["Pages", `${number(engine.num_pages)} of ${number(engine.page_tokens)} tokens`],
+    ["Pages", `${number(engine.num_pages)}, each of ${number(engine.page_tokens)} tokens`],
     ["Version", status.version],
   ]);
   const [source, ...reason] = engine.artifact_source.split(": ");
@@ -72,7 +72,7 @@ function showEngine(status) {
   const phases = Object.entries(seconds).filter(([name, value]) => name !== "total" && value >= 0.005);
   fill(byId("start"), [
     ["Came from", source === "cache" ? "the cache, nothing was compiled" : source],
-    ["Reason", reason.join(": ")],
+    ["Reason", reason.join(": ") === source ? "" : reason.join(": ")],
     ["Start", seconds.total === undefined ? null : `${number(seconds.total, 2)} s`],
     ["Of that", phases.map(([name, value]) => `${name} ${number(value, 2)} s`).join(", ")],
     ["Artifact", engine.artifact, true],

@@ -164,6 +164,75 @@ def test_streamed_text_is_the_whole_text(server: Server) -> None:
         assert all(pool.map(agree, range(int(os.environ.get("RANDOM_REQUESTS", "120")))))
 
 
+NASTY: list[Any] = [
+    None, True, False, 0, -1, 1, 8191, 8192, 2**31, 2**63, 2**64, 10**400, -(10**400), 0.5, -0.0, 1e308, 5e-324,
+    "", "a", "\x00", "\u202e", "0" * 5000, "x" * 200_000, [], [[]], [None], [-1], [8192], [2**40], [0.5], ["", 1], {},
+    {"": {}}, {"a": [1]}, {"type": "text"}, [{"role": "user"}], [{"role": "user", "content": 1}],
+    [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}], list(range(3000)), ["a"] * 3000,
+]  # fmt: skip
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "built-in", "messages": ROBOT, "max_tokens": 2},
+    "/v1/completions": {"model": "built-in", "prompt": "robot", "max_tokens": 2},
+    "/v1/responses": {"model": "built-in", "input": "robot", "max_output_tokens": 2},
+    "/tokenize": {"prompt": "robot"},
+    "/detokenize": {"tokens": [1, 2]},
+}
+FIELDS = [
+    "messages", "prompt", "input", "tokens", "max_tokens", "max_completion_tokens", "max_output_tokens", "n",
+    "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "logit_bias", "logprobs",
+    "top_logprobs", "echo", "stream", "stream_options", "min_tokens", "ignore_eos", "cache_salt", "user",
+    "frequency_penalty", "presence_penalty", "repetition_penalty", "chat_template_kwargs", "tools", "response_format",
+    "best_of", "suffix", "metadata", "instructions", "include", "text", "truncation", "vendor", "model",
+]  # fmt: skip
+
+
+def bad_body(dice: random.Random) -> tuple[str, bytes]:
+    """A route and a body of which something is wrong, nearly always."""
+    path = dice.choice(list(BODIES))
+    if dice.random() < 0.1:
+        return path, dice.randbytes(dice.choice([0, 1, 50, 5000]))
+    body = {**BODIES[path], **{dice.choice(FIELDS): dice.choice(NASTY) for _ in range(dice.randint(1, 3))}}
+    if dice.random() < 0.05:
+        del body[dice.choice(list(body))]
+    content = json.dumps(body).encode()
+    match dice.randint(0, 30):
+        case 0:
+            return path, content[: dice.randrange(len(content))]
+        case 1:
+            return path, b'{"messages":' + b"[" * dice.choice([100, 1000, 100_000])
+        case 2:
+            return path, content.replace(b": 2", b": NaN").replace(b"robot", b"\xff\xfe")
+        case 3:
+            return path, content.replace(b"robot", b"\\ud800")
+    return path, content
+
+
+def test_bad_requests_are_the_clients_fault(server: Server) -> None:
+    headers = {"content-type": "application/json"}
+    counts: dict[int, int] = {}
+
+    def send(numbers: range) -> None:
+        with httpx2.Client(base_url=server.url, headers=headers, timeout=60) as client:
+            for number in numbers:
+                path, content = bad_body(random.Random(number))
+                answer = client.post(path, content=content)
+                assert answer.status_code < 500, (number, answer.text)
+                if answer.status_code >= 400:
+                    assert answer.json()["error"]["message"], number
+                counts[answer.status_code] = counts.get(answer.status_code, 0) + 1
+
+    total = int(os.environ.get("BAD_REQUESTS", "600"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(send, [range(start, total, 4) for start in range(4)]))
+    assert counts[400] > total / 2 and counts[404]
+    large = random.Random(0).randbytes(10_000_000)
+    for path in BODIES:
+        assert httpx2.post(server.url + path, content=large, headers=headers, timeout=60).status_code == 400
+        quoted = b'{"prompt": "' + b"a" * 10_000_000 + b'"}'
+        assert 200 <= httpx2.post(server.url + path, content=quoted, headers=headers, timeout=60).status_code < 500
+    server.openai().chat.completions.create(model="built-in", messages=ROBOT, max_tokens=2)
+
+
 def test_metrics_and_log_tell_of_what_was_done(server: Server) -> None:
     server.openai().chat.completions.create(model="built-in", messages=ROBOT, max_tokens=5, user="me")
     families = {

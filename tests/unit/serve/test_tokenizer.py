@@ -11,6 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from max import ModelError, RequestError
 from max.serve.text_files import FolderText
+from max.serve.text_side import TextSide
 from max.serve.tokenizer import Tokenizer
 
 
@@ -154,3 +155,11 @@ def test_the_tokenizer_needs_neither_transformers_nor_jax(folder: Path) -> None:
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=folder)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", ["a naïve robot", "🤖 日本", "  two  spaces\n", "<|user|> hello"])
+def test_bytes_of_tokens_join_to_the_text(text: TextSide, words: str) -> None:
+    tokenizer = text.tokenizer
+    ids = tokenizer.encode(words, add_special_tokens=False)
+    assert b"".join(map(tokenizer.token_bytes, ids)) == words.encode()
+    assert tokenizer.token_bytes(10**6) == b""
