@@ -1,5 +1,6 @@
 """Keys: everything that decides what a compiled artifact contains, and one digest over all of it."""
 
+import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,13 +10,14 @@ from typing import Any
 
 import xxhash
 
-from .. import CacheError
+from .. import CacheError, ConfigError
 from .canonical import canonical_json, plain
 from .mef import VERSION as MEF_VERSION
 
 _SOURCE_SUFFIXES = (".py", ".cpp", ".cc", ".h")
 # The packages whose version decides what XLA emits, per platform; an installed plugin for another platform does not.
 # Only what a host needs to load the code as well: one without an assembler must find what one with it has made.
+_ALWAYS = ("mef", "jax", "jaxlib", "flax")
 _PLUGINS = {"cuda": ("jax-cuda13-pjrt",), "rocm": ("jax-rocm7-pjrt",), "tpu": ("libtpu",)}
 
 
@@ -60,6 +62,15 @@ def make_key(factors: dict[str, Any]) -> Key:
     return Key(xxhash.xxh3_128_hexdigest(canonical_json(held)), held)
 
 
+def lowered_key(factors: dict[str, Any]) -> Key:
+    """Returns the key of the StableHLO from which the artifact of these factors is compiled.
+
+    What only compiles it is no factor: a host without the target's compiler finds and makes the same.
+    """
+    toolchain = {name: factors["toolchain"][name] for name in _ALWAYS if name in factors["toolchain"]}
+    return make_key({**factors, "toolchain": toolchain, "form": "lowered"})
+
+
 def explain(wanted: dict[str, Any], have: dict[str, Any]) -> list[Difference]:
     """Returns the factors in which two keys differ, by path; empty when both give the same digest."""
     left, right = _flat(plain(wanted)), _flat(plain(have))
@@ -101,6 +112,14 @@ def source_digest(paths: Iterable[Path], without: Collection[Path] = ()) -> str:
     return xxhash.xxh3_128_hexdigest(canonical_json(sorted(sources)))
 
 
+def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file that a setting names. Raises: ConfigError when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from error
+
+
 def _sources_below(folder: Path, without: Collection[Path]) -> Iterable[tuple[str, Path]]:
     for file in folder.rglob("*"):
         if any(left_out in file.parents for left_out in without):
@@ -117,7 +136,7 @@ def toolchain(platform: str = "cpu") -> dict[str, str]:
     They come from the installed packages' metadata; nothing is imported. A package that is not installed is left out.
     """
     versions = {"mef": f"{MEF_VERSION[0]}.{MEF_VERSION[1]}"}
-    for package in ("jax", "jaxlib", "flax", *_PLUGINS.get(platform, ())):
+    for package in (*_ALWAYS[1:], *_PLUGINS.get(platform, ())):
         if version := _installed(package):
             versions[package] = version
     return versions

@@ -73,6 +73,11 @@ class Store(CheckpointStore):
             raise self._required(key, found)
         return None
 
+    def peek(self, key: Key) -> Mef | None:
+        """Returns what `lookup` would, uncounted and without what a policy demands."""
+        found = self._find(key)
+        return found if isinstance(found, Mef) else None
+
     def _hit(self, found: Found) -> Found:
         self._in_use.add(found.key.digest)
         self.counters.hits[found.kind] += 1

@@ -48,6 +48,7 @@ def make_preparation(
     *,
     target: Target | None = None,
     keep_weights: bool,
+    portable: bool = False,
     check: Callable[[int, int], None] = unchecked,
 ) -> Preparation:
     """A preparation of this model under these settings, for `target` or else the device that they name."""
@@ -63,5 +64,6 @@ def make_preparation(
         target=target,
         dump=dump,
         keep_weights=keep_weights,
+        portable=portable,
         check=check,
     )

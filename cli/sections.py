@@ -37,5 +37,8 @@ class WarmCacheConfig(Section):
     """Platform and architecture to compile for, as in cuda:sm_90, which need not be here; `max list --targets` has all.
     May be given several times [default: this host's --devices]."""
 
+    portable: bool = setting(False, compiles=False)
+    """Keep portable StableHLO instead of code: needs no compiler for the target; the first start there compiles it."""
+
     json_output: bool = setting(False, compiles=False, flag="--json")
     """Print the result as one JSON object."""

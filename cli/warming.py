@@ -10,6 +10,7 @@ import click
 
 from ..cache.config import CacheConfig
 from ..compiler import Target
+from ..compiler.compat import is_lowered
 from ..compiler.config import CompileConfig
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import ModelConfig
@@ -32,8 +33,9 @@ def warm(settings: Settings) -> None:
     text = TextSide.load(folder, weight_path=model.weight_path)
     for target in targets:
         with ProgressBar() as progress:
-            preparation = make_preparation(settings, checkpoint, text, progress, target=target, keep_weights=False)
-            prepared = preparation.run()
+            prepared = make_preparation(
+                settings, checkpoint, text, progress, target=target, keep_weights=False, portable=config.portable
+            ).run()
         if config.json_output:
             click.echo(json.dumps(_result(prepared, folder, target, settings)))
             continue
@@ -46,6 +48,7 @@ def _result(prepared: Prepared, folder: Path, target: Target, settings: Settings
     return {
         "model": str(folder),
         "target": target.name,
+        "form": "lowered" if is_lowered(prepared.artifact) else "native",
         "cached": report.was_cached,
         "reason": report.reason,
         "key": report.key,
@@ -67,6 +70,8 @@ def _lines(prepared: Prepared, folder: Path, target: Target, settings: Settings)
     result, report = _result(prepared, folder, target, settings), prepared.report
     phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.seconds.items())
     made = "all was there already" if report.was_cached else f"made now ({report.reason})"
+    if result["form"] == "lowered":
+        made += ", to be compiled at the first start there"
     counts = f", {report.graphs} graphs in {report.executables} executables" if report.compiled else ""
     lines = [
         f"{folder.name or folder} for {target.name}: {made}{counts}",

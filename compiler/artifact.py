@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import CompileError, __version__
+from .. import CompileError
 from ..cache import mef
-from ..cache.key import toolchain
-from . import merge, probe, segments, xla
+from . import merge, segments, xla
 from .backends import compile_all
-from .compat import stamp
+from .code_sections import Code, Types
 from .dump import Dump
 from .graph import Graph, Module, TensorType
 from .targets import Target
@@ -43,9 +41,16 @@ class Summary:
 
 @dataclass
 class Options:
-    """How to compile. `facts` are written into the manifest for the runtime, `weights` is a WeightTable as JSON."""
+    """How to compile.
+
+    facts:    written into the manifest for the runtime; weights: a WeightTable as JSON
+    portable: keep StableHLO without native code; `finish` compiles it where the device is
+    autotune: a file of measurements made on such a device (see targets/xla_options.py)
+    """
 
     use_subgraphs: bool = True
+    portable: bool = False
+    autotune: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] | None = None
     dump: Dump = field(default_factory=Dump)
@@ -56,6 +61,15 @@ def compile_module(module: Module, target: Target, writer: mef.MefWriter, option
     """Compiles all graphs of a module for a target and writes the artifact; raises CompileError."""
     options = options or Options()
     return _Compilation(module, target, options).run(writer)
+
+
+def compile_with_progress(sources: dict[str, bytes], target: Target, options: Options) -> dict[str, xla.Compiled]:
+    """Executables by name, in the order of their sources; says of each when it is there."""
+    compiled: dict[str, xla.Compiled] = {}
+    for name, executable in compile_all(sources, target, options.dump, options.autotune):
+        compiled[name] = executable
+        options.progress("compile", name, len(compiled), len(sources))
+    return {name: compiled[name] for name in sources}
 
 
 class _Compilation:
@@ -72,7 +86,8 @@ class _Compilation:
         merged = self._timed("merge", self._merge)
         plan = segments.split(merged, _donated(self.module), use_subgraphs=self.options.use_subgraphs)
         self.summary.executables = len(plan.aliases)
-        self._timed("compile", lambda: self._compile(merged, plan))
+        if not self.options.portable:
+            self._timed("compile", lambda: self._compile(merged, plan))
         self._timed("write", lambda: self._write(writer, merged, plan))
         self.dump.finish()
         return self.summary
@@ -103,17 +118,11 @@ class _Compilation:
         sources = {
             name: xla.bytecode(segments.extract(merged, name, aliases)) for name, aliases in plan.aliases.items()
         }
-        compiled: dict[str, xla.Compiled] = {}
-        for name, executable in compile_all(sources, self.target, self.dump):
-            compiled[name] = executable
-            self.options.progress("compile", name, len(compiled), len(sources))
-        self.compiled = {name: compiled[name] for name in sources}
+        self.compiled = compile_with_progress(sources, self.target, self.options)
 
     def _write(self, writer: mef.MefWriter, merged: ir.Module, plan: segments.Segments) -> None:
-        target = self.target.name
         types = _executable_types(merged, plan)
         writer.add_json(mef.MANIFEST, "", self._manifest(plan, types))
-        writer.add_json(mef.COMPAT, "", stamp(self.target))
         writer.add(mef.MODULE, self.module.name, xla.portable_bytecode(merged))
         for name, lowered in self.lowered.items():
             writer.add(mef.JAXPR, name, lowered.jaxpr.encode())
@@ -125,13 +134,8 @@ class _Compilation:
         if self.options.weights is not None:
             writer.add_json(mef.WEIGHTS, "", self.options.weights)
         writer.add_json(mef.CUSTOM_CALLS, "", sorted(set(re.findall(r"custom_call @([\w.$-]+)", str(merged)))))
-        writer.add_json(mef.MEMORY, "", {name: compiled.memory for name, compiled in self.compiled.items()})
-        cost = {name: [int(c.flops), int(c.bytes_accessed)] for name, c in self.compiled.items()}
-        writer.add_json(mef.COST, "", {name: {"flops": f, "bytes": b} for name, (f, b) in cost.items()})
-        writer.add_json(mef.PROBE, "", self._probe(types))
-        for name, compiled in self.compiled.items():
-            writer.add(mef.NATIVE, name, compiled.executable, target=target, codec="none")
-        writer.add_json(mef.PROVENANCE, "", self._provenance())
+        code = Code(self.target, self.compiled, types, self.summary.seconds, tuned=self.options.autotune is not None)
+        code.write(writer)
         self.summary.artifact_id = writer.finish()
 
     def _manifest(self, plan: segments.Segments, types: dict[str, Types]) -> dict[str, Any]:
@@ -152,29 +156,6 @@ class _Compilation:
                 "returns": list(steps.outputs),
             }
         return {"name": self.module.name, "target": self.target.name, "graphs": graphs, "facts": self.options.facts}
-
-    def _probe(self, types: dict[str, Types]) -> dict[str, Any]:
-        """Expected results of the smallest executables, from what was just compiled, where this host can run it."""
-        chosen = sorted(types, key=lambda name: sum(type.nbytes for type in types[name][0]))[:8]
-        results = {}
-        for name in filter(lambda name: probe.fits(types[name][0]), chosen if self.target.runs_here() else ()):
-            arguments, outputs = types[name]
-            executable = xla.load_executable(self.compiled[name].executable, outputs)
-            results[name] = probe.run(executable, name, arguments)
-        return {"tolerance": probe.TOLERANCE, "results": results}
-
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "project": __version__,
-            "toolchain": toolchain(self.target.xla_platform),
-            "xla_flags": os.environ.get("XLA_FLAGS", ""),
-            "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
-            "seconds": {phase: f"{seconds:.3f}" for phase, seconds in self.summary.seconds.items()},
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-
-
-Types = tuple[list[TensorType], list[TensorType]]
 
 
 def _donated(module: Module) -> dict[str, list[int]]:

@@ -6,24 +6,29 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from . import xla
 from .compile_messages import Answer, Job
 from .compile_process import CompileProcess, compiling
 from .dump import Dump
 from .targets import Target
-from .targets.xla_options import xla_options
+from .targets.xla_options import Options, xla_options
 
 Executables = Iterator[tuple[str, xla.Compiled]]
 
 
-def compile_all(sources: Mapping[str, bytes], target: Target, dump: Dump) -> Executables:
-    """Compiles StableHLO bytecode by name and yields each executable when it is there. Raises CompileError."""
+def compile_all(sources: Mapping[str, bytes], target: Target, dump: Dump, autotune: Path | None = None) -> Executables:
+    """Compiles StableHLO bytecode by name and yields each executable when it is there.
+
+    autotune: measurements made on such a device. Raises ConfigError where the toolchain is missing, CompileError.
+    """
     # XLA's dumps of two compilations at once have crashed the process.
     threads = 1 if dump.enabled else len(os.sched_getaffinity(0))
     if target.is_native:
         return _compile_here(sources, dump, threads)
-    return _compile_apart(sources, target, dump, threads)
+    options = {name: xla_options(target, name, autotune) for name in sources}
+    return _compile_apart(sources, options, target, dump, threads)
 
 
 def _compile_here(sources: Mapping[str, bytes], dump: Dump, threads: int) -> Executables:
@@ -44,14 +49,16 @@ def _compile_one(name: str, bytecode: bytes, dump: Dump) -> xla.Compiled:
     return compiled
 
 
-def _compile_apart(sources: Mapping[str, bytes], target: Target, dump: Dump, threads: int) -> Executables:
+def _compile_apart(
+    sources: Mapping[str, bytes], options: Mapping[str, Options], target: Target, dump: Dump, threads: int
+) -> Executables:
     with compiling(target, threads) as process:
         if dump.enabled:
             for name, source in sources.items():
-                yield name, _compile_and_dump(process, Job(name, source, xla_options(target, name)), dump)
+                yield name, _compile_and_dump(process, Job(name, source, options[name]), dump)
             return
         for name, source in sources.items():
-            process.submit(Job(name, source, xla_options(target, name)))
+            process.submit(Job(name, source, options[name]))
         for answer in process.answers():
             yield answer.name, _compiled(answer)
 

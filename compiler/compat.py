@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import CacheError
+from ..cache import mef
 from ..cache.key import toolchain
 from . import xla_targets
 from .targets import Target, spec_files
@@ -14,7 +15,7 @@ def stamp(target: Target) -> dict[str, Any]:
     """The stamp of code compiled here for a target, as plain JSON.
 
     requires: instruction sets of a CPU; versions: the least of each library; packages: whose executables these are,
-    which no other version of them may load; tuned: whether measurements on such a device chose the kernels
+    which no other version of them may load
     """
     versions = toolchain(target.xla_platform)
     found = {
@@ -27,16 +28,25 @@ def stamp(target: Target) -> dict[str, Any]:
         return {**found, "machine": xla_targets.machine(target)}
     packages = {name: version for name, version in versions.items() if name not in ("mef", "jax", "flax")}
     code = {"code": target.figures["code"]} if "code" in target.figures else {}
-    return {**found, **code, "versions": spec_files.versions(target.platform), "packages": packages, "tuned": False}
+    return {**found, **code, "versions": spec_files.versions(target.platform), "packages": packages}
+
+
+def is_lowered(artifact: mef.Mef) -> bool:
+    """Whether an artifact holds portable StableHLO and no code yet."""
+    return artifact.json(mef.COMPAT).get("form") == "lowered"
 
 
 def check(stamp: dict[str, Any], host: Target) -> None:
     """Raises CacheError unless this host can load code with this stamp: XLA itself would load and crash.
 
+    StableHLO without code only has to be for the platform.
+
     host: the device that is to run it
     """
     made_for = stamp["target"]
     missing = host.missing_features(stamp["requires"])
+    if stamp.get("form") == "lowered" and stamp["platform"] == host.platform:
+        return
     if stamp["platform"] != host.platform:
         reason = "another platform"
     elif stamp.get("code") != host.figures.get("code"):

@@ -1,5 +1,7 @@
 """What is compiled for, and how."""
 
+from pathlib import Path
+
 from .. import ConfigError
 from ..cache.fields import Section, setting
 from .targets import Target
@@ -13,6 +15,9 @@ class CompileConfig(Section):
 
     use_subgraphs: bool = setting(True, compiles=True)
     """Compile equal blocks of a model once and call them per layer: a tenth of the compile time of a deep model."""
+
+    autotune_results: Path | None = setting(None, compiles=False)
+    """Measurements made on such a GPU, in XLA's text form, by which kernels are chosen; their content joins the key."""
 
     def target(self) -> Target:
         """The target of `devices`; raises ConfigError for a device that this host does not have."""

@@ -81,13 +81,16 @@ def _add_graph(merged: ir.Module, source: ir.Module, graph: str, known: dict[str
     _copy(merged, functions["main"], graph, names, public=True)
 
 
-def callees_first(functions: dict[str, ir.Operation], root: str) -> Iterator[str]:
-    """The functions that `root` reaches, each after all that it calls; `root` is the last."""
+def callees_first(functions: dict[str, ir.Operation], root: str, *, composites: bool = False) -> Iterator[str]:
+    """The functions that `root` reaches, each after all that it calls; `root` is the last.
+
+    composites: count what an operation of another dialect stands for as called, as portable bytecode holds those
+    """
     done: set[str] = set()
 
     def visit(name: str) -> Iterator[str]:
         done.add(name)
-        for callee in called(functions[name]):
+        for callee in [*called(functions[name]), *(_decompositions(functions[name]) if composites else ())]:
             if callee not in done:
                 yield from visit(callee)
         yield name
@@ -102,6 +105,14 @@ def called(function: ir.Operation) -> list[str]:
         if op.name == "func.call":
             found.setdefault(callee_of(op))
     return list(found)
+
+
+def _decompositions(function: ir.Operation) -> Iterator[str]:
+    from jaxlib.mlir import ir
+
+    for op in _walk(function):
+        if op.name == "stablehlo.composite":
+            yield ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
 
 
 def callee_of(call: ir.Operation) -> str:

@@ -146,7 +146,7 @@ def extract(module: ir.Module, executable: str, aliases: tuple[tuple[int, int], 
     with module.context, ir.Location.unknown():
         own = ir.Module.create()
         own.operation.attributes["sym_name"] = ir.StringAttr.get(executable)
-        for name in callees_first(functions, executable):
+        for name in callees_first(functions, executable, composites=True):
             with ir.InsertionPoint(own.body):
                 copy = functions[name].clone()
             if name == executable:

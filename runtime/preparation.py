@@ -21,11 +21,12 @@ from .. import CacheError, ConfigError
 from ..cache import mef
 from ..cache.binding import Binding, BoundFile, binding_digest, checkpoint_identity
 from ..cache.fields import Section, compile_factors
-from ..cache.key import Key, make_key, source_digest, toolchain
+from ..cache.key import Key, file_digest, lowered_key, make_key, source_digest, toolchain
 from ..cache.lease import Waiting
 from ..cache.mef import Mef
 from ..cache.store import Found, Store
 from ..compiler import Target, native, xla
+from ..compiler.compat import is_lowered
 from ..compiler.dump import Dump
 from ..compiler.limits import Limits, choose_limits, default_length
 from ..compiler.stored_stages import dump_stored_stages
@@ -95,16 +96,20 @@ class Preparation:
         dump: Dump | None = None,
         keep_weights: bool = False,
         exact: bool = False,
+        portable: bool = False,
+        autotune: Path | None = None,
         check: Callable[[int, int], None] = unchecked,
     ) -> None:
         """settings: every section whose classified fields join the key; keep_weights: fill an arena as well when
         weights have to be prepared, so that a start that goes on to run need not read them back; exact: take no
-        artifact that was compiled for less than the target; text: called where a binding is written; check: called
-        with the size of the context and of the vocabulary before anything is compiled or prepared, and may raise."""
+        artifact that was compiled for less than the target; text: called where a binding is written; portable: make
+        StableHLO without code; autotune: measurements for GPUs; check: called with the size of the context and of the
+        vocabulary before anything is compiled or prepared, and may raise."""
         self.store, self.model, self.batch, self.target = store, model, batch, target
         self.use_subgraphs, self.settings = use_subgraphs, settings
         self.text, self.progress, self.dump = text, progress, dump or Dump()
         self.keep_weights, self.exact, self.check = keep_weights, exact, check
+        self.portable, self.autotune = portable, autotune
         self.report = Report()
         self.checkpoint = checkpoint
         # ModelConfig has refused the encodings that are not there.
@@ -136,7 +141,7 @@ class Preparation:
         if weights is None:
             return None
         stored = self._lookup(Key(binding.key, binding.factors))
-        if stored is None:
+        if stored is None or not self._is_complete(stored.mef):
             return None
         self.report.key, self.report.reason = stored.key.digest, "bound"
         ready = PreparedWeights(weights, binding.prepared, None)
@@ -158,6 +163,7 @@ class Preparation:
             "toolchain": toolchain(self.target.xla_platform),
             "sources": source_digest(_GRAPH_SOURCES, without=_NO_GRAPH_SOURCES),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            **({"autotune": file_digest(self.autotune)} if self.autotune else {}),
         }
 
     def _lookup(self, key: Key) -> Found | None:
@@ -168,7 +174,7 @@ class Preparation:
         try:
             found.mef.check()
             CompiledModels(found.mef).check(self.target)
-            if self.target.runs_here():
+            if self.target.runs_here() and not is_lowered(found.mef):
                 check_sound(found.mef, self.store.artifact_path(found.mef), self.store)
         except CacheError as error:
             self.store.quarantine(found.key, error)
@@ -194,7 +200,8 @@ class Preparation:
             "encodings": weights.others(self.packing),
             **self._common_factors(),
         }
-        return Wanted(make_key(factors), config, limits, weights)
+        key = lowered_key(factors) if self.portable else make_key(factors)
+        return Wanted(key, config, limits, weights)
 
     def binding(self) -> Binding | None:
         """The binding that a warm start would begin with; None when there is none, or a bound file has changed."""
@@ -255,22 +262,54 @@ class Preparation:
             if lease.found is not None:
                 self.report.reason = "made by another process"
                 return key, lease.found
-            data = self._compile(wanted.config, wanted.limits, wanted.weights)
+            data = self._finished(key) or self._compile(wanted.config, wanted.limits, wanted.weights)
             seconds = self.report.seconds["compile"]
             kept = self.store.publish(key, data, command=" ".join(sys.argv[1:]), seconds=seconds)
         if kept is None:
             return key, Mef.from_bytes(data)
-        if self.target.runs_here():
+        if self.target.runs_here() and not self.portable:
             vouch(kept, self.store)
         return key, kept
 
-    def _compile(self, config: Config, limits: Limits, weights: WeightTable) -> bytes:
+    def _is_complete(self, artifact: Mef) -> bool:
+        """Whether an artifact has all that is wanted: one of StableHLO alone is finished where code is."""
+        return self.portable or not is_lowered(artifact)
+
+    def _finished(self, key: Key) -> bytes | None:
+        """The artifact compiled from StableHLO that `--portable` has kept; None where none, or a damaged one, is."""
+        lowered = lowered_key(key.factors)
+        stored = None if self.portable else self.store.peek(lowered)
+        if stored is None:
+            return None
+        try:
+            return self._finish(stored)
+        except CacheError as error:
+            self.store.quarantine(lowered, error)
+            return None
+
+    def _finish(self, stored: Mef) -> bytes:
         require_toolchain(self.target)
+        with self.report.timed("import"):
+            from ..compiler.artifact import Options
+            from ..compiler.finish import finish
+
+        self.report.reason, self.report.compiled = "compiled from stored StableHLO", True
+        with self.report.timed("compile"):
+            buffer = io.BytesIO()
+            options = Options(dump=self.dump, progress=self.progress, autotune=self.autotune)
+            summary = finish(stored, self.target, mef.MefWriter(buffer), options)
+        self.report.graphs, self.report.executables = summary.graphs, summary.executables
+        xla.release_memory()
+        return buffer.getvalue()
+
+    def _compile(self, config: Config, limits: Limits, weights: WeightTable) -> bytes:
+        if not self.portable:
+            require_toolchain(self.target)
         with self.report.timed("import"):
             from ..compiler.artifact import Options, compile_module
             from ..models.build import build_text_pipeline
 
-        self.report.reason, self.report.compiled = "compiled", True
+        self.report.reason, self.report.compiled = "lowered" if self.portable else "compiled", True
         with self.report.timed("compile"):
             module = build_text_pipeline(self.checkpoint.architecture, config, limits, weights)
             facts = {
@@ -278,7 +317,15 @@ class Preparation:
                 "vocab_size": config.vocab_size,
                 "cache_groups": [asdict(group) for group in config.cache_groups(limits.page_tokens)],
             }
-            options = Options(self.use_subgraphs, facts, weights.to_json(), self.dump, self.progress)
+            options = Options(
+                self.use_subgraphs,
+                facts=facts,
+                weights=weights.to_json(),
+                dump=self.dump,
+                progress=self.progress,
+                portable=self.portable,
+                autotune=self.autotune,
+            )
             buffer = io.BytesIO()
             summary = compile_module(module, self.target, mef.MefWriter(buffer), options)
         self.report.graphs, self.report.executables = summary.graphs, summary.executables

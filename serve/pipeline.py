@@ -44,6 +44,7 @@ def preparation_of(
     target: Target | None = None,
     dump: Dump | None = None,
     keep_weights: bool,
+    portable: bool = False,
     check: Callable[[int, int], None] = unchecked,
 ) -> Preparation:
     """A preparation of this checkpoint, for `target` or else the device that the settings name.
@@ -64,6 +65,8 @@ def preparation_of(
         dump=dump,
         keep_weights=keep_weights,
         exact=target is not None,
+        portable=portable,
+        autotune=config.compiling.autotune_results,
         check=check,
     )
 
