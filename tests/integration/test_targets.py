@@ -165,19 +165,11 @@ def test_measurements_that_cannot_be_read_or_used(call, place, tmp_path: Path) -
     assert other.code == 2 and "is for GPUs, and cpu:x86-64-v2 is none" in other.errors[-2]
 
 
-def start(cache: Path, place: tuple[str, ...], **settings: Any) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "max",
-        "warm-cache",
-        *place,
-        "--cache-dir",
-        str(cache),
-        "--target",
-        "cpu:x86-64-v2",
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(cache: Path, place: tuple[str, ...], before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "max", "warm-cache", *place, "--cache-dir", str(cache)]
+    return subprocess.Popen(
+        [*before, *command, "--target", "cpu:x86-64-v2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_killed_in_the_middle_it_leaves_no_half_entry(run, place, tmp_path: Path) -> None:
