@@ -92,6 +92,29 @@ def _plugin_topology(target: Target, folder: Path) -> Any:
     return _jaxlib().make_c_api_device_topology(api, target.arch, target_config=config, topology="1x1x1")
 
 
+def use_device(target: Target) -> None:
+    """Has this process run on the first device of the target's platform; nothing for CPUs. Before anything is loaded.
+
+    Raises ConfigError where the platform's plugin is not installed, CompileError where it finds no device.
+    """
+    if target.platform == "cpu":
+        return
+    library = toolchain.require_runtime(target)
+    name = target.xla_platform
+
+    def make() -> Any:
+        try:
+            _jaxlib().load_pjrt_plugin_dynamically(name, str(library))
+            if not _jaxlib().pjrt_plugin_initialized(name):
+                _jaxlib().initialize_pjrt_plugin(name)
+            options = {} if target.platform == "tpu" else _jaxlib().generate_pjrt_gpu_plugin_options()
+            return _jaxlib().make_c_api_client(name, options)
+        except _jaxlib()._xla.JaxRuntimeError as error:
+            raise CompileError(f"{target.name} cannot be used: {error}", "Check the device and its driver.") from error
+
+    xla.use_client(make)
+
+
 # --- CPUs ----------------------------------------------------------------------------------------------------------
 
 _TOPOLOGY, _ANY_VALUE, _MACHINE = 9, 2, 5  # fields: the topology's own description, an Any; in its value, the machine

@@ -57,6 +57,11 @@ class CompiledModels:
         """Of a text pipeline."""
         return int(self.facts["vocab_size"])
 
+    def device(self) -> Target:
+        """What the code has to run on: the target it is for, and for CPUs this host, whatever level the code is for."""
+        target = Target.parse(self.target)
+        return Target.parse("cpu") if target.platform == "cpu" else target
+
     def export_mef(self, path: str | Path) -> None:
         """Writes the artifact, byte for byte as it is in the cache."""
         Path(path).write_bytes(self.artifact.content())

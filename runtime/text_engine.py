@@ -13,7 +13,7 @@ import numpy as np
 from .. import CacheError
 from ..cache.key import Key
 from ..cache.store import Store
-from ..compiler import xla
+from ..compiler import xla, xla_targets
 from ..compiler.limits import Limits
 from . import prepared
 from .engine import Engine
@@ -65,8 +65,10 @@ def _load(found: Prepared, store: Store, prompt_tokens: int, max_waiting: int | 
     started = time.perf_counter()
     compiled, limits = found.compiled, found.limits
     executables, state = Executables(compiled.load_executable), State()
+    device = compiled.device()
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
         weights = pool.submit(_weights, found)
+        xla_targets.use_device(device)
         xla.start_client()
         pages = pool.submit(state.allocate, compiled.graphs[_decoding(limits)].state)
         code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]
@@ -82,7 +84,7 @@ def _load(found: Prepared, store: Store, prompt_tokens: int, max_waiting: int | 
             store.quarantine(Key(found.report.key, {}), error)
             raise
         pages.result()
-        models = InferenceSession().init_all(compiled, arrays, executables, state)
+        models = InferenceSession(device.name).init_all(compiled, arrays, executables, state)
     engine = Engine(models, limits, compiled.vocab_size, max_waiting=max_waiting, check_state=state.check)
     return Started(engine, found, time.perf_counter() - started, executables)
 

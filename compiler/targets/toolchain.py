@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import platform as host_platform
@@ -40,6 +41,11 @@ PLUGINS = {
     "tpu": Plugin("tpu", "libtpu", "libtpu", "libtpu.so"),
 }
 
+# In the order in which they need each other.
+_RUNTIME_LIBRARIES = (
+    "libcudart.so.13", "libnvJitLink.so.13", "libnvrtc.so.13", "libcublasLt.so.13", "libcublas.so.13", "libnccl.so.2",
+    "libcupti.so.13", "libcusparse.so.12", "libcusolver.so.12", "libcufft.so.12", "libcudnn.so.9",
+)  # fmt: skip
 _PTXAS, _LIBDEVICE = Path("bin/ptxas"), Path("nvvm/libdevice/libdevice.10.bc")
 
 
@@ -81,6 +87,30 @@ def require(target: Target) -> None:
         folder = cuda_folder()
         assert folder is not None
         _require_executable(folder / _PTXAS)
+
+
+def require_runtime(target: Target) -> Path:
+    """The plugin that runs code for a device, with NVIDIA's libraries loaded; raises ConfigError without it."""
+    plugin = PLUGINS[target.platform]
+    library = plugin.find()
+    if library is None:
+        extra = "cuda-run" if target.platform == "cuda" else plugin.extra
+        raise ConfigError(
+            f"running on {target.name} needs {plugin.distribution}, not installed here",
+            f"Run pip install 'max-jax[{extra}]'.",
+        )
+    if target.platform == "cuda":
+        for path in _nvidia_libraries():
+            ctypes.CDLL(str(path))
+    return library
+
+
+def _nvidia_libraries() -> Iterator[Path]:
+    """The libraries of the installed wheels that the plugin opens by name; those of a toolkit it finds by itself."""
+    found = importlib.util.find_spec("nvidia")
+    for folder in (found.submodule_search_locations if found else None) or ():
+        for name in _RUNTIME_LIBRARIES:
+            yield from sorted(Path(folder).glob(f"*/lib/{name}"))
 
 
 def _require_executable(program: Path) -> None:

@@ -86,10 +86,15 @@ def test_names_of_xla_client_and_of_its_objects():
     assert hasattr(extension.HostBufferSemantics, "IMMUTABLE_ONLY_DURING_CALL")
     buffer = xla.put(np.zeros(4, np.float32))
     assert {"aval", "unsafe_buffer_pointer"} <= set(dir(buffer))
+    array, _ = buffer._single_device_array_to_np_array_did_copy()
+    assert array.tolist() == [0, 0, 0, 0]
 
 
 def test_names_of_plugins_and_topologies():
-    for name in ("load_pjrt_plugin_dynamically", "initialize_pjrt_plugin", "make_c_api_device_topology"):
+    for name in (
+        "load_pjrt_plugin_dynamically", "initialize_pjrt_plugin", "pjrt_plugin_initialized", "make_c_api_client",
+        "make_c_api_device_topology", "generate_pjrt_gpu_plugin_options",
+    ):  # fmt: skip
         assert callable(getattr(xla_client, name))
     assert callable(xla_client.make_tfrt_tpu_c_api_device_topology)
     topology = extension.get_topology_for_devices(xla.host_devices())
