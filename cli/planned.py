@@ -43,7 +43,6 @@ _FEATURES = {
     "captured device graphs": "device-graph-capture! debug-verify-replay!",
     "separate prefill and decode": "pipeline-role",
     "key-value pages outside the device": "kv-connector kv-connector-config",
-    "quantised weights and pages": "kv-cache-format",
     "sharing the pages of equal prompts": "enable-prefix-caching!",
     "embeddings": "pool-embeddings!",
     "echo of the prompt": "enable-echo! enable-variable-logits!",

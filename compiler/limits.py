@@ -10,6 +10,10 @@ _POOL_BYTES = 256 << 20  # pages of the default pool on CPU, unless one row of f
 _ROW_BYTES = 1 << 30  # pages of one row at the default length: no surprise when a model was made for 128k tokens
 
 
+PageFormat = Literal["float32", "bfloat16"]
+"""What keys and values are kept in; scores and sums are float32 in any case."""
+
+
 @dataclass(frozen=True)
 class CacheGroup:
     """Layers whose keys and values are kept alike; `page_bytes` is of one page over all of them."""
@@ -18,6 +22,11 @@ class CacheGroup:
     layers: tuple[int, ...]
     page_tokens: int
     page_bytes: int
+
+
+def page_bytes(layers: int, kv_width: int, page_tokens: int, page_format: PageFormat) -> int:
+    """The bytes of a page of keys and values over some layers, each of `kv_width` elements per token."""
+    return layers * 2 * kv_width * page_tokens * {"float32": 4, "bfloat16": 2}[page_format]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Limits:
     page_tokens: int
     num_pages: int
     token_buckets: tuple[int, ...]
+    page_format: PageFormat = "float32"
 
     @property
     def max_pages(self) -> int:
@@ -72,6 +82,7 @@ def choose_limits(
     page_bytes: int,
     total_tokens: int | None = None,
     smallest_step: int = 1,
+    page_format: PageFormat = "float32",
 ) -> Limits:
     """Sizes the pool and the buckets.
 
@@ -96,6 +107,7 @@ def choose_limits(
         page_tokens,
         pages + 1,
         _buckets(smallest_step, min(max_step_tokens, max_length), max_batch),
+        page_format,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import ModelError
-from ..compiler.limits import CacheGroup
+from ..compiler.limits import CacheGroup, PageFormat, page_bytes
 from ..compiler.weights import Packing, Weight, WeightTable
 from .config_keys import number, optional, refuse_unsupported, require
 from .rope import Rope
@@ -70,10 +70,10 @@ class Config:
     def kv_width(self) -> int:
         return self.num_kv_heads * self.head_dim
 
-    def cache_groups(self, page_tokens: int) -> tuple[CacheGroup, ...]:
-        """One group: every layer sees the whole row. Pages hold keys and values in float32."""
-        page_bytes = self.num_layers * 2 * self.kv_width * page_tokens * 4
-        return (CacheGroup("full", tuple(range(self.num_layers)), page_tokens, page_bytes),)
+    def cache_groups(self, page_tokens: int, page_format: PageFormat = "float32") -> tuple[CacheGroup, ...]:
+        """One group: every layer sees the whole row."""
+        nbytes = page_bytes(self.num_layers, self.kv_width, page_tokens, page_format)
+        return (CacheGroup("full", tuple(range(self.num_layers)), page_tokens, nbytes),)
 
     def weights(self, packing: Packing = "", own: Mapping[str, Packing] | None = None) -> WeightTable:
         """The graph's weights and the checkpoint tensors that each is made of, in the order of the computation.

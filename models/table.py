@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import UnsupportedArchitecture
 
 if TYPE_CHECKING:
-    from ..compiler.limits import CacheGroup
+    from ..compiler.limits import CacheGroup, PageFormat
     from ..compiler.weights import Packing, WeightTable
 
 
@@ -22,7 +22,7 @@ class Config(Protocol):
     @property
     def max_position(self) -> int: ...
     def weights(self, packing: Packing = ..., own: Mapping[str, Packing] | None = ...) -> WeightTable: ...
-    def cache_groups(self, page_tokens: int) -> tuple[CacheGroup, ...]: ...
+    def cache_groups(self, page_tokens: int, page_format: PageFormat) -> tuple[CacheGroup, ...]: ...
 
 
 @dataclass(frozen=True)

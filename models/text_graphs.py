@@ -81,7 +81,7 @@ class StepBuilder:
         self.whole = Bound.of(decoder)
         self.block = Bound.of(decoder.blocks[0])  # type: ignore[attr-defined]
         self.outer = [name for name in self.weights if not name.startswith("blocks.")]
-        pages = TensorType("float32", _page_shape(config, limits.num_pages, limits.page_tokens))
+        pages = TensorType(limits.page_format, _page_shape(config, limits.num_pages, limits.page_tokens))
         self.state = {_PAGES.format(layer): pages for layer in range(config.num_layers)}
         self._parts: dict[str, Callable[..., Any]] = {}
 

@@ -69,8 +69,18 @@ class BatchConfig(Section):
     max_batch_total_tokens: int | None = setting(None, compiles=True, ge=1)
     """Tokens that the pages hold for all requests together [default: what 256 MB hold, and at least --max-length]."""
 
+    kv_cache_format: Literal["float32", "bfloat16", "float8_e4m3fn"] | None = setting(None, compiles=True)
+    """Format of keys and values in the pages, float32 or bfloat16 [default: float32 beside float32 weights on cpu, and
+    where there are no kernels; else bfloat16]."""
+
     kv_cache_page_size: int = setting(128, compiles=True, ge=1, le=4096)
     """Tokens of one page of keys and values."""
+
+    @model_validator(mode="after")
+    def _has_format(self) -> "BatchConfig":
+        if self.kv_cache_format == "float8_e4m3fn":
+            raise ValueError("--kv-cache-format float8_e4m3fn is not supported on cpu yet; there are float32, bfloat16")
+        return self
 
 
 class SamplingConfig(Section):

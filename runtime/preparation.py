@@ -38,7 +38,7 @@ from .ladder import runs_here
 from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
 from .trial import check_sound, vouch
-from .weight_preparation import Progress, choose_packing, find_or_prepare, weights_of
+from .weight_preparation import Progress, choose_packing, choose_page_format, find_or_prepare, weights_of
 
 if TYPE_CHECKING:
     from ..models.table import Config
@@ -227,7 +227,8 @@ class Preparation:
 
     def _limits(self, config: Config) -> Limits:
         page_tokens = self.batch.kv_cache_page_size
-        page_bytes = sum(group.page_bytes for group in config.cache_groups(page_tokens))
+        page_format = choose_page_format(self.batch.kv_cache_format, self.packing)
+        page_bytes = sum(group.page_bytes for group in config.cache_groups(page_tokens, page_format))
         wanted = self.model.max_length or default_length(config.max_position, page_tokens, page_bytes)
         if self.model.max_length is None and wanted < config.max_position:
             logger.warning(
@@ -248,6 +249,7 @@ class Preparation:
             max_step_tokens=self.batch.max_batch_input_tokens,
             page_bytes=page_bytes,
             total_tokens=self.batch.max_batch_total_tokens,
+            page_format=page_format,
             smallest_step=self.target.smallest_step,
         )
 
@@ -315,7 +317,9 @@ class Preparation:
             facts = {
                 "limits": limits.to_json(),
                 "vocab_size": config.vocab_size,
-                "cache_groups": [asdict(group) for group in config.cache_groups(limits.page_tokens)],
+                "cache_groups": [
+                    asdict(group) for group in config.cache_groups(limits.page_tokens, limits.page_format)
+                ],
             }
             options = Options(
                 self.use_subgraphs,

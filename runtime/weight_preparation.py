@@ -6,12 +6,13 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import CacheError, ConfigError
 from ..cache.binding import checkpoint_identity
 from ..cache.store import Store
 from ..compiler import Target, native
+from ..compiler.limits import PageFormat
 from ..compiler.weights import Packing, WeightTable, packs
 from . import prepared
 from .arena import Arena
@@ -67,6 +68,16 @@ def weights_of(config: Config, packing: Packing, wanted: Packing | None, checkpo
             packing,
         )
     return table
+
+
+def choose_page_format(wanted: str | None, packing: Packing) -> PageFormat:
+    """What keys and values are kept in: as asked for, else no wider than weights that the kernels read.
+
+    Beside weights of bfloat16 such pages move logits by a tenth more; at long contexts they are most of what is read.
+    """
+    if wanted is not None:
+        return cast("PageFormat", wanted)  # BatchConfig has refused what is not there
+    return "float32" if packing in ("", "float32") else "bfloat16"
 
 
 def find_or_prepare(

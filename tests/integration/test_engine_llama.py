@@ -10,8 +10,9 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,12 +212,25 @@ def test_draws_depend_on_seed_and_position_alone(make):
     assert len(set(batch["penalized"])) > len(set(batch["greedy"]))
 
 
+DRAWS: list[dict[str, Any]] = [
+    {"top_k": 50},
+    {"temperature": 1.5, "top_p": 0.9},
+    {"min_p": 0.01, "repetition_penalty": 1.3},
+    {"temperature": 0.7, "top_k": 100, "top_p": 0.95, "frequency_penalty": 0.5, "bias": {3: 5.0}},
+]
+
+
 @pytest.mark.parametrize(("packing", "share"), [("bfloat16", 0.1), ("q8_0", 0.25)])
 def test_smaller_encodings_stay_near_the_reference(tmp_path: Path, packing: Packing, share: float) -> None:
     """The share of the logits' std is what rounding weights and activations moves them by, not a fault of order."""
-    pipeline = make_pipeline("mha_default", tmp_path, WHOLE, packing)
+    pipeline = make_pipeline("mha_default", tmp_path, replace(WHOLE, page_format="bfloat16"), packing)
     logits = pipeline.feed(pipeline.row(list(pipeline.prompt)), 40)
     assert np.abs(logits - pipeline.logits).max() <= share * pipeline.logits.std()
+    assert {pages.dtype for pages in pipeline.models["step_t1_r1"].state_metadata} == {"bfloat16"}
     requests, _ = parts(pipeline, (0, 3, 30), 24)
+    for i, settings in enumerate(DRAWS):
+        requests.append(
+            Request(f"drawn {i}", pipeline.prompt[i:], SamplingParams(seed=i, **settings), max_new_tokens=24)
+        )
     together = pipeline.answers(requests)
     assert all(pipeline.answers([request]) == {request.id: together[request.id]} for request in requests)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import LlamaConfig
 
 from max import ModelError
+from max.compiler.limits import PageFormat
 from max.compiler.weights import WeightTable
 from max.models.llama_config import Config
 from max.models.rope import Rope
@@ -128,3 +129,9 @@ def test_biases_follow_their_flags():
 def test_weight_table_survives_json():
     table = Config.from_hf(CONFIGS["gqa8_linear_biases"]).weights()
     assert WeightTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_pages_take_half_the_bytes_in_bfloat16():
+    config = Config.from_hf(SMALL)
+    (wide,), (narrow,) = (config.cache_groups(16, page_format) for page_format in get_args(PageFormat))
+    assert wide.page_bytes == 2 * narrow.page_bytes == config.num_layers * 16 * 2 * config.kv_width * 4

@@ -18,9 +18,10 @@ from max.compiler import Target, native
 from max.compiler.weights import Packing, Weight, WeightTable, packed_shape, packing_of, packs
 from max.runtime.arena import Arena
 from max.runtime.checkpoint import Checkpoint
+from max.runtime.config import BatchConfig
 from max.runtime.preparation_report import Report
 from max.runtime.prepared import layout_of, load, prepare, prepare_into
-from max.runtime.weight_preparation import choose_packing, find_or_prepare
+from max.runtime.weight_preparation import choose_packing, choose_page_format, find_or_prepare
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="the kernels were not built: no C++ compiler")
 CPU = Target.parse("cpu")
@@ -141,3 +142,15 @@ def test_weights_that_other_code_laid_out_are_made_anew(tmp_path: Path, changed:
     found = find_or_prepare(TABLE, source, store, report, lambda *_: None, made_by=factors, keep=False)
     assert found.file == (None if changed else kept)
     assert report.weights_prepared == bool(changed)
+
+
+def test_pages_are_no_wider_than_packed_weights_unless_asked_for():
+    formats = [choose_page_format(None, packing) for packing in ("", "float32", "bfloat16", "q8_0", "q4_k")]
+    assert formats == ["float32", "float32", "bfloat16", "bfloat16", "bfloat16"]
+    assert choose_page_format("float32", "q8_0") == "float32"
+    assert choose_page_format("bfloat16", "") == "bfloat16"
+
+
+def test_a_format_of_pages_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="float8_e4m3fn is not supported on cpu yet"):
+        BatchConfig(kv_cache_format="float8_e4m3fn")
