@@ -18,7 +18,7 @@ struct QuantizedInputs {
 };
 
 // Rows [row_begin, row_end) of one panel of a matmul; `inputs` are what convert_inputs made, or x itself. Quantized inputs
-// are those of these rows, [K/32][row_end - row_begin].
+// are those of these rows in tiles of tile_rows(), [tile][K/32][rows of the tile].
 using MatmulPanel = void (*)(const Matmul& call, const void* inputs, int64_t panel, int64_t row_begin,
                              int64_t row_end);
 
@@ -39,6 +39,16 @@ constexpr int64_t kBlockTokens = 64;
 constexpr int64_t kSegmentTokens = 512;
 constexpr int64_t kPartVector = 16;
 
+// The rows of a tile of quantized inputs: as many as a kernel takes at most, or fewer so that no tile has much fewer.
+struct QuantizedTileRows {
+  int64_t few;   // all in one tile up to here
+  int64_t many;  // in each tile at most, of more rows than that
+};
+inline int64_t tile_rows(QuantizedTileRows most, int64_t rows) {
+  const int64_t tiles = rows <= most.few ? 1 : (rows + most.many - 1) / most.many;
+  return (rows + tiles - 1) / tiles;
+}
+
 struct Kernels {
   const char* name;
   MatmulPanel matmul_f32;
@@ -46,6 +56,7 @@ struct Kernels {
   MatmulPanel matmul_quantized[kNumEncodings - static_cast<int>(Encoding::kQ8_0)];
   // Rounds a row of x to bfloat16, with a zero behind an odd K; null where the kernel reads float32.
   void (*convert_inputs)(const float* x, int64_t count, uint16_t* converted);
+  QuantizedTileRows quantized_tile_rows;
   // Blocks of 32 inputs of a row, each `stride` behind the one before.
   void (*quantize_inputs)(const float* x, int64_t num_blocks, Encoding weights, QuantizedInputs* quantized,
                           int64_t stride);

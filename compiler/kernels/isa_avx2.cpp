@@ -32,6 +32,12 @@ static inline uint32_t lane_bits(EightInts lanes) { return _mm256_movemask_ps(re
 static inline void store_lanes(float* p, __m256 v, uint32_t bits) {
   for (; bits != 0; bits &= bits - 1) *p++ = v[__builtin_ctz(bits)];
 }
+static inline __m256i load_bytes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+static inline __m256i load_signed_bytes(const uint8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
 
 #include "vector.h"
 #include "dot_int16.h"
@@ -39,6 +45,7 @@ static inline void store_lanes(float* p, __m256 v, uint32_t bits) {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_pages.h"
@@ -58,6 +65,7 @@ const Kernels kAvx2Kernels = {
     {avx2::matmul_panel_quantized<avx2::Q8Format>, avx2::matmul_panel_quantized<avx2::Q4Format>,
      avx2::matmul_panel_quantized<avx2::Q4KFormat>, avx2::matmul_panel_quantized<avx2::Q6KFormat>},
     nullptr,
+    {avx2::kDotWideRows, avx2::kDotTallRows},
     avx2::quantize_inputs,
     avx2::write_token,
     avx2::attend,

@@ -19,6 +19,7 @@ namespace avx512 {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_pages.h"
@@ -38,6 +39,7 @@ const Kernels kAvx512Kernels = {
     {avx512::matmul_panel_quantized<avx512::Q8Format>, avx512::matmul_panel_quantized<avx512::Q4Format>,
      avx512::matmul_panel_quantized<avx512::Q4KFormat>, avx512::matmul_panel_quantized<avx512::Q6KFormat>},
     nullptr,
+    {avx512::kDotWideRows, avx512::kDotTallRows},
     avx512::quantize_inputs,
     avx512::write_token,
     avx512::attend,

@@ -19,6 +19,7 @@ namespace avx512_bf16 {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "attention_pages.h"
 #include "attention_tile.h"
@@ -94,6 +95,7 @@ const Kernels kAvx512Bf16Kernels = {
     {avx512_bf16::matmul_panel_quantized<avx512_bf16::Q8Format>, avx512_bf16::matmul_panel_quantized<avx512_bf16::Q4Format>,
      avx512_bf16::matmul_panel_quantized<avx512_bf16::Q4KFormat>, avx512_bf16::matmul_panel_quantized<avx512_bf16::Q6KFormat>},
     avx512_bf16::convert_inputs,
+    {avx512_bf16::kDotWideRows, avx512_bf16::kDotTallRows},
     avx512_bf16::quantize_inputs,
     avx512_bf16::write_token,
     avx512_bf16::attend,

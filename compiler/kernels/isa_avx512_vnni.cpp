@@ -19,6 +19,7 @@ namespace avx512_vnni {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_pages.h"
@@ -38,6 +39,7 @@ const Kernels kAvx512VnniKernels = {
     {avx512_vnni::matmul_panel_quantized<avx512_vnni::Q8Format>, avx512_vnni::matmul_panel_quantized<avx512_vnni::Q4Format>,
      avx512_vnni::matmul_panel_quantized<avx512_vnni::Q4KFormat>, avx512_vnni::matmul_panel_quantized<avx512_vnni::Q6KFormat>},
     nullptr,
+    {avx512_vnni::kDotWideRows, avx512_vnni::kDotTallRows},
     avx512_vnni::quantize_inputs,
     avx512_vnni::write_token,
     avx512_vnni::attend,

@@ -33,6 +33,11 @@ static inline FourFloats load_bf16(const uint16_t* p) {
   const FourBits halves = {p[0], p[1], p[2], p[3]};
   return reinterpret_cast<FourFloats>(halves << 16);
 }
+static inline FourInts load_bytes(const uint8_t* p) { return FourInts{p[0], p[1], p[2], p[3]}; }
+static inline FourInts load_signed_bytes(const uint8_t* p) {
+  return FourInts{static_cast<int8_t>(p[0]), static_cast<int8_t>(p[1]), static_cast<int8_t>(p[2]),
+                  static_cast<int8_t>(p[3])};
+}
 static inline uint32_t lane_bits(FourInts lanes) {
 #if defined(__SSE2__)
   return _mm_movemask_ps(reinterpret_cast<__m128>(lanes));
@@ -51,6 +56,7 @@ static inline void store_lanes(float* p, FourFloats v, uint32_t bits) {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_pages.h"
@@ -70,6 +76,7 @@ const Kernels kBaselineKernels = {
     {baseline::matmul_panel_quantized<baseline::Q8Format>, baseline::matmul_panel_quantized<baseline::Q4Format>,
      baseline::matmul_panel_quantized<baseline::Q4KFormat>, baseline::matmul_panel_quantized<baseline::Q6KFormat>},
     nullptr,
+    {baseline::kDotWideRows, baseline::kDotTallRows},
     baseline::quantize_inputs,
     baseline::write_token,
     baseline::attend,

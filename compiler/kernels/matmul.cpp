@@ -48,7 +48,7 @@ const void* converted_inputs(const Matmul& call, const Kernels& isa) {
   return converted;
 }
 
-// int8 inputs, made once per call: [rows / block_rows][K / 32][block_rows], as the panels take them.
+// int8 inputs, made once per call, as the panels take them.
 const QuantizedInputs* quantized_inputs(const Matmul& call, const Kernels& isa, int64_t block_rows) {
   static thread_local Scratch scratch;
   const int64_t num_blocks = call.num_inputs / kBlockInputs;
@@ -58,9 +58,11 @@ const QuantizedInputs* quantized_inputs(const Matmul& call, const Kernels& isa, 
   parallel_for((call.num_rows + kChunkRows - 1) / kChunkRows, [&](int64_t i) {
     const int64_t end = std::min((i + 1) * kChunkRows, call.num_rows);
     for (int64_t row = i * kChunkRows; row < end; ++row) {
-      const int64_t begin = row / block_rows * block_rows, stride = std::min(block_rows, call.num_rows - begin);
+      const int64_t begin = row / block_rows * block_rows, rows = std::min(block_rows, call.num_rows - begin);
+      const int64_t tile = tile_rows(isa.quantized_tile_rows, rows), in_tile = (row - begin) % tile;
       isa.quantize_inputs(call.x + row * call.num_inputs, num_blocks, call.encoding,
-                          quantized + begin * num_blocks + row - begin, stride);
+                          quantized + (row - in_tile) * num_blocks + in_tile,
+                          std::min(tile, begin + rows - (row - in_tile)));
     }
   });
   return quantized;

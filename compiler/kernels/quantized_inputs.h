@@ -1,12 +1,6 @@
 // Rounds inputs to int8, 32 that share a scale at a time. Included as vector.h is; needs kQ8Offset, what the codes of
 // q8_0 stand above their weights when they are multiplied.
 
-MAX_INLINE int32_t total_of(Bits v) {
-  int32_t total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
-}
-
 MAX_INLINE int32_t offset_of_codes(Encoding weights) {
   return weights == Encoding::kQ8_0 ? kQ8Offset : weights == Encoding::kQ4_0 ? 8 : weights == Encoding::kQ6K ? 32 : 0;
 }
@@ -32,10 +26,10 @@ MAX_INLINE void quantize_block_of_inputs(const float* x, Encoding weights, Quant
     const NarrowBytes narrow = __builtin_convertvector(values, NarrowBytes);
     __builtin_memcpy(out->values + v * kLanes, &narrow, sizeof narrow);
   }
-  const int32_t first = total_of(sums[0]), second = total_of(sums[1]), offset = offset_of_codes(weights);
+  const int32_t first = spread_sum(sums[0])[0], second = spread_sum(sums[1])[0], offset = offset_of_codes(weights);
   out->start[0] = -offset * (weights == Encoding::kQ6K ? first : first + second);
   out->start[1] = -offset * second;
-  out->scale = highest / 127 + sum_of(poison);
+  out->scale = highest / 127 + spread_sum(poison)[0];
   out->minus_sum = -out->scale * static_cast<float>(first + second);
 }
 

@@ -1,10 +1,10 @@
 // Vectors of kLanes floats, for the instruction set that the including file is compiled for.
 //
 // Included once per instruction set, inside its namespace and behind its target pragma; needs kLanes, multiply_add(),
-// load_bf16(), for quantized weights load_f16(), lane_bits(), which gives a comparison's lanes as bits, and
-// store_lanes(), which writes the lanes of such bits one after the other, and may write a whole vector. Nothing of the
-// standard library may be instantiated there: the linker would keep one copy of it, perhaps that of the largest
-// instruction set, for everybody.
+// load_bf16(), lane_bits(), which gives a comparison's lanes as bits, store_lanes(), which writes the lanes of such bits
+// one after the other, and may write a whole vector, and for quantized weights load_f16(), load_bytes() and
+// load_signed_bytes(). Nothing of the standard library may be instantiated there: the linker would keep one copy of it,
+// perhaps that of the largest instruction set, for everybody.
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
@@ -13,7 +13,6 @@ typedef int32_t BitsAnywhere __attribute__((vector_size(4 * kLanes), aligned(2),
 
 typedef int32_t BitsOfBytes __attribute__((vector_size(4 * kLanes), aligned(1), may_alias));
 typedef int8_t NarrowBytes __attribute__((vector_size(kLanes)));
-typedef uint8_t NarrowUnsigned __attribute__((vector_size(kLanes)));
 
 #define MAX_INLINE static inline __attribute__((always_inline))
 #define MAX_MEMBER inline __attribute__((always_inline))
@@ -24,18 +23,6 @@ MAX_INLINE Vec broadcast(float x) { return x - Vec{}; }
 MAX_INLINE Bits load_bits(const uint8_t* p) { return *reinterpret_cast<const BitsOfBytes*>(p); }
 MAX_INLINE void store_bits(uint8_t* p, Bits v) { *reinterpret_cast<BitsOfBytes*>(p) = v; }
 MAX_INLINE Bits broadcast_bits(int32_t x) { return x - Bits{}; }
-
-// One byte per lane.
-MAX_INLINE Bits widen_bytes(const uint8_t* p) {
-  NarrowUnsigned bytes;
-  __builtin_memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(bytes, Bits);
-}
-MAX_INLINE Bits widen_signed_bytes(const uint8_t* p) {
-  NarrowBytes bytes;
-  __builtin_memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(bytes, Bits);
-}
 
 // Two neighbours of bfloat16 per lane; widening them is a shift and a mask.
 MAX_INLINE Bits load_pairs(const uint16_t* p) { return *reinterpret_cast<const BitsAnywhere*>(p); }
@@ -129,8 +116,8 @@ MAX_INLINE float sum_of(Vec v) {
   return sum;
 }
 
-template <int Distance, int... I>
-MAX_INLINE Vec swap_lanes(Vec v, Indices<I...>) {
+template <int Distance, class AnyVec, int... I>
+MAX_INLINE AnyVec swap_lanes(AnyVec v, Indices<I...>) {
 #if defined(__clang__)
   return __builtin_shufflevector(v, v, (I ^ Distance)...);
 #else
@@ -145,5 +132,15 @@ MAX_INLINE float highest_of(Vec v) {
   } else {
     const Vec other = swap_lanes<Distance>(v, Lanes());
     return highest_of<Distance / 2>(other > v ? other : v);
+  }
+}
+
+// The sum of all lanes, in each of them.
+template <int Distance = kLanes / 2, class AnyVec>
+MAX_INLINE AnyVec spread_sum(AnyVec v) {
+  if constexpr (Distance == 0) {
+    return v;
+  } else {
+    return spread_sum<Distance / 2>(v + swap_lanes<Distance>(v, Lanes()));
   }
 }
