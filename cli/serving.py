@@ -31,7 +31,12 @@ def serve(settings: Settings) -> None:
     listener = bind(config.host, config.port, "--port")
     raise_file_limit()
     worker = WorkerConfig(
-        folder=folder, pipeline=pipeline_of(settings), queue=settings.of(QueueConfig), log_level=level
+        folder=folder,
+        pipeline=pipeline_of(settings),
+        queue=settings.of(QueueConfig),
+        log_level=level,
+        structured_logging=config.structured_logging,
+        log_prefix=config.log_prefix,
     )
     supervisor = Supervisor(worker, config.zmq_endpoint_base)
     # From here on the worker loads; reading the tokenizer and importing what answers HTTP take place beside it.

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from . import log_format
 from .engine_loop import EngineLoop
 from .messages import Ready
 from .worker_config import WorkerConfig
@@ -34,8 +35,8 @@ def main(endpoint: str) -> int:
     supervisor = _take_stdout()
     config = _read_config()
     threading.Thread(target=_end_with_stdin, name="lifeline", daemon=True).start()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger(_PACKAGE).setLevel(config.log_level)
+    logging.basicConfig(stream=sys.stderr)
+    log_format.set_up(structured=config.structured_logging, prefix=config.log_prefix, level=config.log_level)
     link = WorkerLink(endpoint)
     loop, start = EngineLoop(link), WorkerStart(config)
     while not start.is_over or loop.news is not start.news:

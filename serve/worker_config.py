@@ -26,3 +26,9 @@ class WorkerConfig(BaseModel):
 
     log_level: str = "WARNING"
     """Of this package's loggers, on stderr."""
+
+    structured_logging: bool = False
+    """One JSON object per line."""
+
+    log_prefix: str = ""
+    """Before every line."""

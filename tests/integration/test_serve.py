@@ -160,8 +160,8 @@ def test_streamed_text_is_the_whole_text(server: Server) -> None:
             (texts[index], reasons[index]) for index in sorted(texts)
         ]
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(agree, range(int(os.environ.get("RANDOM_REQUESTS", "120")))))
+    numbers = range(int(os.environ.get("RANDOM_REQUESTS", "120")))
+    assert [number for number in numbers if not agree(number)] == []
 
 
 NASTY: list[Any] = [
@@ -260,13 +260,33 @@ def test_a_signal_lets_requests_finish(arguments: tuple[str, ...], tmp_path: Pat
         process.wait()
 
 
+def test_a_worker_that_is_killed_ends_its_streams_and_is_replaced(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    body = {"model": "built-in", "prompt": "robot", "max_tokens": 240, "ignore_eos": True, "stream": True}
+    for server in running(tmp_path, *arguments):
+
+        def read(url: str) -> str:
+            return httpx2.post(f"{url}/v1/completions", json=body, timeout=60).text.strip().splitlines()[-1]
+
+        (worker,) = children(server.process.pid, "max.serve.worker")
+        with ThreadPoolExecutor(50) as pool:
+            streams = [pool.submit(read, server.url) for _ in range(50)]
+            time.sleep(0.3)
+            os.kill(worker, signal.SIGKILL)
+            ends = [stream.result() for stream in streams]
+        assert all('"error":' in end or end == "data: [DONE]" for end in ends)
+        assert sum('"error":' in end for end in ends) > 25
+        client = server.openai(max_retries=20)
+        assert client.chat.completions.create(model="built-in", messages=ROBOT).choices
+        assert children(server.process.pid, "max.serve.worker") != [worker]
+
+
 def test_several_api_processes_share_a_port(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         metrics_port = free.getsockname()[1]
     options = ("--api-workers", "3", "--metrics-port", str(metrics_port), "--served-model-name", "org/dictionary")
     for server in running(tmp_path, *arguments, *options):
         deadline = time.monotonic() + 30
-        while children(server.process.pid, "max.serve.api_worker") < 2 and time.monotonic() < deadline:
+        while len(children(server.process.pid, "max.serve.api_worker")) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
 
         def ask(url: str) -> int:
@@ -289,16 +309,32 @@ def test_several_api_processes_share_a_port(arguments: tuple[str, ...], tmp_path
         assert httpx2.get(f"http://127.0.0.1:{metrics_port}/v1/models").status_code == 404
 
 
-def children(pid: int, module: str) -> int:
-    """How many processes of this module `pid` has started."""
-    found = 0
+def children(pid: int, module: str) -> list[int]:
+    """The processes of this module that `pid` has started."""
+    found: list[int] = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(entry.read_text().rpartition(")")[2].split()[1])
-            found += parent == pid and module in (entry.parent / "cmdline").read_text()
+            if parent == pid and module in (entry.parent / "cmdline").read_text():
+                found.append(int(entry.parent.name))
         except OSError:
             continue  # it has just ended
     return found
+
+
+def test_a_full_queue_is_a_429_with_a_time(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    body = {"model": "built-in", "prompt": "robot", "max_tokens": 100, "ignore_eos": True}
+    for server in running(tmp_path, *arguments, "--max-queue-size", "4"):
+
+        def ask(url: str) -> httpx2.Response:
+            return httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
+
+        with ThreadPoolExecutor(40) as pool:
+            answers = list(pool.map(ask, [server.url] * 40))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+        assert all(answer.json()["error"]["type"] == "rate_limit_error" for answer in refused)
 
 
 def test_a_port_that_is_taken(run: Callable[..., Any]) -> None:
