@@ -24,6 +24,8 @@ HUGE_PAGE_BYTES = 2 << 20
 ALIGNMENT = 4096  # of each tensor: more than the 64 bytes that jax needs to alias a buffer, and what direct reads need
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_ROLLUP = Path("/proc/self/smaps_rollup")
+_WORTH_SAYING_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,14 @@ class Arena:
         """All tensors by name, in the order of the layout."""
         return {slot.name: self.view(slot.name) for slot in self.slots}
 
+    def check_huge_pages(self) -> None:
+        """Says once when the filled arena got less than half its size in huge pages, as on a fragmented machine."""
+        if self.nbytes < _WORTH_SAYING_BYTES:
+            return
+        got = _huge_bytes()
+        if got is not None and got < self.nbytes / 2:
+            _warn_once(f"{got >> 20} of {self.nbytes >> 20} MiB are in huge pages")
+
 
 def lazy_zeros(shape: tuple[int, ...], dtype: str | np.dtype | type) -> np.ndarray:
     """Zeros at the start of a memory page, of which each takes memory once it is written. Raises CapacityError."""
@@ -120,6 +130,15 @@ def _refusal_of_huge_pages(mapping: mmap.mmap) -> str:
     if _HUGE_PAGES.is_file() and "[never]" in _HUGE_PAGES.read_text():
         return f"{_HUGE_PAGES} says never"
     return ""
+
+
+def _huge_bytes() -> int | None:
+    """The memory of this process that lies in huge pages; None where the system does not say."""
+    try:
+        lines = _ROLLUP.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:")), None)
 
 
 @cache

@@ -126,6 +126,7 @@ def load(
             if arena.slots != contents.slots:
                 raise damaged(path, "its tensors are not those of this model")
             _read(descriptor, path, contents, arena.memory, threads, on_progress)
+            arena.check_huge_pages()
         finally:
             os.close(descriptor)
     except OSError as error:

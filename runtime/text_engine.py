@@ -106,6 +106,7 @@ def _decoding(limits: Limits) -> str:
 def _weights(found: Prepared) -> Mapping[str, np.ndarray]:
     file, identity, arena = found.weights.file, found.weights.id, found.weights.arena
     if arena is not None:
+        arena.check_huge_pages()
         return arena.views()
     assert file is not None, "prepared weights are in a file or in an arena"
     return prepared.load(file, threads=len(os.sched_getaffinity(0)), expected_id=identity)

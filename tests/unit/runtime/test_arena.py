@@ -3,6 +3,7 @@
 import gc
 import logging
 import mmap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,33 @@ def test_refused_huge_pages_are_said_once_and_the_arena_works(
         for _ in range(2):
             Arena(LAYOUT).view("a")[:] = 1
     assert [record.getMessage().split()[0] for record in caplog.records] == ["huge_pages=refused"]
+
+
+def test_a_machine_that_says_never_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    arena_module._warn_once.cache_clear()
+    (tmp_path / "enabled").write_text("always madvise [never]\n")
+    monkeypatch.setattr(arena_module, "_HUGE_PAGES", tmp_path / "enabled")
+    Arena(LAYOUT)
+    assert "says never" in caplog.text
+
+
+@pytest.mark.parametrize(("kilobytes", "said"), [(0, True), (32 << 10, True), (96 << 10, False)])
+def test_what_was_got_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kilobytes: int, said: bool
+) -> None:
+    arena_module._warn_once.cache_clear()
+    (tmp_path / "rollup").write_text(f"Rss: 1 kB\nAnonHugePages:  {kilobytes} kB\n")
+    monkeypatch.setattr(arena_module, "_ROLLUP", tmp_path / "rollup")
+    Arena([("a", (128 << 20,), "uint8")]).check_huge_pages()
+    assert ("of 128 MiB are in huge pages" in caplog.text) is said
+    caplog.clear()
+    Arena([("a", (1 << 20,), "uint8")]).check_huge_pages()
+    monkeypatch.setattr(arena_module, "_ROLLUP", tmp_path / "absent")
+    Arena([("a", (128 << 20,), "uint8")]).check_huge_pages()
+    assert not caplog.text
+    assert (arena_module._huge_bytes() or 0) == 0
 
 
 def test_no_room_is_a_capacity_error() -> None:
