@@ -29,6 +29,7 @@ def command(targets: bool, as_json: bool) -> None:
         click.echo(f"{row.name}")
         click.echo(f"  tasks             {', '.join(row.tasks)}")
         click.echo(f"  encodings         {', '.join(row.encodings)}")
+        click.echo(f"  weights in        {', '.join(row.formats)}")
         click.echo(f"  cache strategies  {', '.join(row.cache_strategies)}")
         click.echo(f"  examples          {row.example_repo_ids[0]}")
         for example in row.example_repo_ids[1:]:

@@ -33,6 +33,7 @@ class Architecture:
     config_module: str
     model_module: str
     encodings: tuple[str, ...]
+    formats: tuple[str, ...]
     tasks: tuple[str, ...]
     cache_strategies: tuple[str, ...]
     example_repo_ids: tuple[str, ...]
@@ -46,6 +47,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             config_module=".llama_config",
             model_module=".llama",
             encodings=("float32", "bfloat16", "q8_0", "q6_k", "q4_k", "q4_0"),
+            formats=("safetensors", "gguf"),
             tasks=("text-generation",),
             cache_strategies=("paged",),
             example_repo_ids=(

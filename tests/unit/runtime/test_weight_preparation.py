@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -154,3 +156,32 @@ def test_pages_are_no_wider_than_packed_weights_unless_asked_for():
 def test_a_format_of_pages_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="float8_e4m3fn is not supported on cpu yet"):
         BatchConfig(kv_cache_format="float8_e4m3fn")
+
+
+_PREPARE = """
+import resource, sys
+from pathlib import Path
+from max.compiler.weights import Weight, WeightTable
+from max.runtime.arena import Arena
+from max.runtime.checkpoint import Checkpoint
+from max.runtime.prepared import layout_of, prepare
+weights = [Weight(f"w{at}", (1024, 4096), (f"w{at}",), transposed=True) for at in range(10)]
+table = WeightTable(tuple(weights)).pack(sys.argv[2])
+checkpoint, arena = Checkpoint.open(Path(sys.argv[1])), Arena(layout_of(table))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepare(table, checkpoint, Path(sys.argv[1]) / "prepared", threads=2, arena=arena)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, arena.nbytes)
+"""
+
+
+@needs_kernels
+@pytest.mark.parametrize("packing", ["float32", "q8_0"])
+def test_preparing_streams_the_checkpoint(tmp_path: Path, packing: Packing) -> None:
+    """168 MB of float32: beside the arena there are a few parts of it in memory, never the whole."""
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    block = np.random.default_rng(0).standard_normal((4096, 1024), np.float32)
+    save_file({f"w{at}": block for at in range(10)}, tmp_path / "model.safetensors")
+    command = [sys.executable, "-c", _PREPARE, str(tmp_path), packing]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True)
+    grown, arena = map(int, done.stdout.split())
+    assert grown - arena < 80e6
