@@ -35,6 +35,7 @@ HANDLERS = (
     "max_matmul_q4_k_v1",
     "max_matmul_q6_k_v1",
     *("max_attention_v2", "max_argmax_v1", "max_sample_v1", "max_logprobs_v1"),
+    *("max_rms_norm_v1", "max_add_rms_norm_v1"),
 )
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 
@@ -113,13 +114,32 @@ class _Logprobs(ctypes.Structure):
     )
 
 
+class _RmsNorm(ctypes.Structure):
+    _fields_ = (
+        *((name, _pointer) for name in ("x", "delta", "weight", "sum", "y")),
+        *((name, _int64) for name in ("num_rows", "width")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
 class Library:
     """The loaded kernels; `library()` makes the one of the process."""
 
     def __init__(self, path: Path) -> None:
         """Loads `path`. Raises MaxError if it is of another version, ConfigError if MAX_KERNELS_ISA cannot be used."""
         self._lib = ctypes.CDLL(str(path))
-        for name in ("isa", "select", "pack", "quantize", "matmul", "attention", "argmax", "sample", "logprobs"):
+        for name in (
+            "isa",
+            "select",
+            "pack",
+            "quantize",
+            "matmul",
+            "attention",
+            "argmax",
+            "sample",
+            "logprobs",
+            "rms_norm",
+        ):
             self._function(name).restype = ctypes.c_char_p
         self._function("packed_bytes").restype = _int64
         self._function("packed_bytes").argtypes = [ctypes.c_int, ctypes.c_int, _int64, _int64]
@@ -265,6 +285,25 @@ class Library:
             weight_bytes=packed.nbytes,
         )
         return self._prepared("matmul", call, x, packed, y, bias)
+
+    def rms_norm(
+        self, x: np.ndarray, weight: np.ndarray, y: np.ndarray, epsilon: float, *,
+        delta: np.ndarray | None = None, total: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Fills y with the norm of x, or of x + delta, kept in `total`; all (T, D) float32 but weight (D,)."""
+        if any(a is not None and a.shape != x.shape for a in (y, delta, total)) or weight.shape != x.shape[1:]:
+            raise ValueError("the arguments of the norm do not fit each other")
+        call = _RmsNorm(
+            x=_address(x, np.float32),
+            delta=None if delta is None else _address(delta, np.float32),
+            weight=_address(weight, np.float32),
+            sum=None if total is None else _address(total, np.float32, writable=True),
+            y=_address(y, np.float32, writable=True),
+            num_rows=x.shape[0],
+            width=x.shape[1],
+            epsilon=epsilon,
+        )
+        _raise(self._function("rms_norm")(ctypes.byref(call)))
 
     def argmax(self, x: np.ndarray) -> np.ndarray:
         """The index of each row's first highest value, NaN being the highest. x: (R, V) float32; (R,) int32 out."""

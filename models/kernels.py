@@ -50,6 +50,20 @@ def matmul(
     return jax.ffi.ffi_call(_HANDLERS[packing_of(weight.shape)], result)(*arguments, epilogue=epilogue)
 
 
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x ** 2) + eps) * weight, row by row. x: (T, D); weight: (D,), all float32."""
+    result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    return jax.ffi.ffi_call("max_rms_norm_v1", result)(x, weight, epsilon=np.float32(eps))
+
+
+def add_rms_norm(x: jax.Array, delta: jax.Array, weight: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """x + delta in the memory of x, and its norm as of `rms_norm`. x, delta: (T, D) float32; weight: (D,) float32."""
+    result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    call = jax.ffi.ffi_call("max_add_rms_norm_v1", (result, result), input_output_aliases={0: 0})
+    total, normed = call(x, delta, weight, epsilon=np.float32(eps))
+    return total, normed
+
+
 def argmax(x: jax.Array) -> jax.Array:
     """The first of the largest in each row. x: (R, V) float32; (R,) int32 out."""
     return jax.ffi.ffi_call("max_argmax_v1", jax.ShapeDtypeStruct(x.shape[:1], jnp.int32))(x)

@@ -12,11 +12,28 @@ Matrix = jax.Array | tuple[jax.Array, ...]
 """The weight of a projection: (inputs, outputs), packed for the CPU kernels, or several packed ones side by side."""
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+def is_packed(weight: Matrix) -> bool:
+    """Whether a projection runs on the CPU kernels; what stands between two such then does so too."""
+    return isinstance(weight, tuple) or kernels.is_packed(weight)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, use_kernels: bool = False) -> jax.Array:
     """Root-mean-square norm, computed in float32. x: (T, D); weight: (D,). Source: arXiv:1910.07467."""
+    if use_kernels:
+        return kernels.rms_norm(x, weight, eps)
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * scale).astype(x.dtype) * weight
+
+
+def add_rms_norm(
+    x: jax.Array, delta: jax.Array, weight: jax.Array, eps: float, *, use_kernels: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """x + delta and its norm: what follows a residual projection. x, delta: (T, D)."""
+    if use_kernels:
+        return kernels.add_rms_norm(x, delta, weight, eps)
+    total = x + delta
+    return total, rms_norm(total, weight, eps)
 
 
 def linear(x: jax.Array, weight: Matrix, outputs: int, bias: jax.Array | None = None) -> jax.Array:

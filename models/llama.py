@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .layers import linear, rms_norm, swiglu
+from .layers import add_rms_norm, is_packed, linear, rms_norm, swiglu
 from .llama_config import Config
 
 Attend = Callable[[jax.Array], jax.Array]
@@ -47,10 +47,11 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, attend: Attend) -> jax.Array:
         """x: (T, D) residual stream; same shape out."""
         qkv, d, f = self.widths
-        h = rms_norm(x, self.input_norm[...], self.norm_eps)
+        packed = is_packed(self.qkv.get_value())
+        h = rms_norm(x, self.input_norm[...], self.norm_eps, use_kernels=packed)
         h = attend(linear(h, self.qkv.get_value(), qkv, _value(self.qkv_bias)))
-        x = x + linear(h, self.o.get_value(), d, _value(self.o_bias))
-        h = rms_norm(x, self.post_norm[...], self.norm_eps)
+        delta = linear(h, self.o.get_value(), d, _value(self.o_bias))
+        x, h = add_rms_norm(x, delta, self.post_norm[...], self.norm_eps, use_kernels=packed)
         h = swiglu(h, self.gate_up.get_value(), f, _value(self.gate_up_bias))
         return x + linear(h, self.down.get_value(), d, _value(self.down_bias))
 
@@ -75,7 +76,8 @@ class Llama(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """x: (R, D) residual stream of the rows that want logits; (R, V) float32 out."""
-        h = rms_norm(x, self.norm[...], self.norm_eps)
+        packed = self.head is not None and is_packed(self.head.get_value())
+        h = rms_norm(x, self.norm[...], self.norm_eps, use_kernels=packed)
         if self.head is None:
             return jnp.einsum("rd,vd->rv", h, self.embed[...], preferred_element_type=jnp.float32)
         return linear(h, self.head.get_value(), self.vocab_size)

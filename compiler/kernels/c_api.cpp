@@ -44,6 +44,8 @@ const char* max_kernels_quantize(int32_t encoding, const float* elements, int64_
 
 const char* max_kernels_matmul(const Matmul* call) { return reported(matmul(*call)); }
 
+const char* max_kernels_rms_norm(const RmsNorm* call) { return reported(rms_norm(*call)); }
+
 const char* max_kernels_argmax(const float* x, int64_t num_rows, int64_t num_columns, int32_t* result) {
   return reported(argmax(x, num_rows, num_columns, result));
 }

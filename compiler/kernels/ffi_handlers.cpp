@@ -12,6 +12,7 @@ namespace {
 
 using F32Buffer = ffi::Buffer<ffi::F32>;
 using F32Matrix = ffi::Buffer<ffi::F32, 2>;
+using F32Vector = ffi::Buffer<ffi::F32, 1>;
 using Bytes = ffi::Buffer<ffi::U8>;
 using IndexVector = ffi::Buffer<ffi::S32, 1>;
 using Table = ffi::Buffer<ffi::S32, 2>;
@@ -105,6 +106,28 @@ ffi::Error attention_handler(F32Matrix qkv, ffi::AnyBuffer pages, F32Matrix cos,
   return reported(attention(call));
 }
 
+bool is_alike(ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) { return a[0] == b[0] && a[1] == b[1]; }
+
+ffi::Error rms_norm_handler(F32Matrix x, F32Vector weight, ffi::Result<F32Matrix> y, float epsilon) {
+  const auto dims = x.dimensions();
+  if (!is_alike(dims, y->dimensions()) || weight.dimensions()[0] != dims[1]) {
+    return reported("the arguments of the norm do not fit each other");
+  }
+  return reported(rms_norm({x.typed_data(), nullptr, weight.typed_data(), nullptr, y->typed_data(), dims[0], dims[1],
+                            epsilon}));
+}
+
+ffi::Error add_rms_norm_handler(F32Matrix x, F32Matrix delta, F32Vector weight, ffi::Result<F32Matrix> sum,
+                                ffi::Result<F32Matrix> y, float epsilon) {
+  const auto dims = x.dimensions();
+  if (!is_alike(dims, delta.dimensions()) || !is_alike(dims, sum->dimensions()) || !is_alike(dims, y->dimensions()) ||
+      weight.dimensions()[0] != dims[1]) {
+    return reported("the arguments of the norm do not fit each other");
+  }
+  return reported(rms_norm({x.typed_data(), delta.typed_data(), weight.typed_data(), sum->typed_data(),
+                            y->typed_data(), dims[0], dims[1], epsilon}));
+}
+
 ffi::Error argmax_handler(F32Matrix x, ffi::Result<IndexVector> result) {
   const auto dims = x.dimensions();
   if (result->dimensions()[0] != dims[0]) return reported("argmax has one result per row");
@@ -165,6 +188,20 @@ auto logprobs_binding() {
       .Ret<F32Matrix>();                   // theirs (R, n)
 }
 
+auto rms_norm_binding() {
+  return ffi::Ffi::Bind().Arg<F32Matrix>().Arg<F32Vector>().Ret<F32Matrix>().Attr<float>("epsilon");
+}
+
+auto add_rms_norm_binding() {
+  return ffi::Ffi::Bind()
+      .Arg<F32Matrix>()  // x (T, D), aliased to the first result
+      .Arg<F32Matrix>()  // delta (T, D)
+      .Arg<F32Vector>()  // weight (D,)
+      .Ret<F32Matrix>()  // x + delta
+      .Ret<F32Matrix>()  // its norm
+      .Attr<float>("epsilon");
+}
+
 auto attention_binding() {
   return ffi::Ffi::Bind()
       .Arg<F32Matrix>()       // qkv (T, (N + 2 K) H)
@@ -192,6 +229,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q4_0_v1, matmul_handler<Encoding::kQ4_0
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q4_k_v1, matmul_handler<Encoding::kQ4K>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q6_k_v1, matmul_handler<Encoding::kQ6K>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v2, attention_handler, attention_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_rms_norm_v1, rms_norm_handler, rms_norm_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_add_rms_norm_v1, add_rms_norm_handler, add_rms_norm_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v1, logprobs_handler, logprobs_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_sample_v1, sample_handler, sample_binding());

@@ -75,6 +75,8 @@ struct Kernels {
   int32_t (*sample_row)(const Sampling& call, int64_t row, double u, float* scratch);
   // The log probabilities of a row; scratch holds logprobs_scratch() floats, 64-byte aligned.
   void (*logprobs_row)(const Logprobs& call, int64_t row, float* scratch);
+  // One row of a norm.
+  void (*norm_row)(const RmsNorm& call, int64_t row);
   // Reads memory once, but for a tail of less than 512 bytes; the result only keeps the reads alive.
   uint32_t (*read)(const void* memory, int64_t bytes);
 };

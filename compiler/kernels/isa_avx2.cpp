@@ -54,6 +54,7 @@ static inline __m256i load_signed_bytes(const uint8_t* p) {
 #include "top_values.h"
 #include "sample_row.h"
 #include "logprobs_row.h"
+#include "norm_row.h"
 #include "memory_read.h"
 
 }  // namespace avx2
@@ -74,6 +75,7 @@ const Kernels kAvx2Kernels = {
     avx2::argmax_row,
     avx2::sample_row,
     avx2::logprobs_row,
+    avx2::norm_row,
     avx2::read_memory,
 };
 

@@ -28,6 +28,7 @@ namespace avx512 {
 #include "top_values.h"
 #include "sample_row.h"
 #include "logprobs_row.h"
+#include "norm_row.h"
 #include "memory_read.h"
 
 }  // namespace avx512
@@ -48,6 +49,7 @@ const Kernels kAvx512Kernels = {
     avx512::argmax_row,
     avx512::sample_row,
     avx512::logprobs_row,
+    avx512::norm_row,
     avx512::read_memory,
 };
 

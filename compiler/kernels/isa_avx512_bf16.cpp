@@ -27,6 +27,7 @@ namespace avx512_bf16 {
 #include "top_values.h"
 #include "sample_row.h"
 #include "logprobs_row.h"
+#include "norm_row.h"
 #include "memory_read.h"
 
 // x is in pairs of bfloat16, each as wide as a float: strides and inputs of the tile count pairs.
@@ -104,6 +105,7 @@ const Kernels kAvx512Bf16Kernels = {
     avx512_bf16::argmax_row,
     avx512_bf16::sample_row,
     avx512_bf16::logprobs_row,
+    avx512_bf16::norm_row,
     avx512_bf16::read_memory,
 };
 

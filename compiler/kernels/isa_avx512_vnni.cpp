@@ -28,6 +28,7 @@ namespace avx512_vnni {
 #include "top_values.h"
 #include "sample_row.h"
 #include "logprobs_row.h"
+#include "norm_row.h"
 #include "memory_read.h"
 
 }  // namespace avx512_vnni
@@ -48,6 +49,7 @@ const Kernels kAvx512VnniKernels = {
     avx512_vnni::argmax_row,
     avx512_vnni::sample_row,
     avx512_vnni::logprobs_row,
+    avx512_vnni::norm_row,
     avx512_vnni::read_memory,
 };
 

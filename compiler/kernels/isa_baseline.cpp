@@ -65,6 +65,7 @@ static inline void store_lanes(float* p, FourFloats v, uint32_t bits) {
 #include "top_values.h"
 #include "sample_row.h"
 #include "logprobs_row.h"
+#include "norm_row.h"
 #include "memory_read.h"
 
 }  // namespace baseline
@@ -85,6 +86,7 @@ const Kernels kBaselineKernels = {
     baseline::argmax_row,
     baseline::sample_row,
     baseline::logprobs_row,
+    baseline::norm_row,
     baseline::read_memory,
 };
 

@@ -114,6 +114,19 @@ struct Attention {
 };
 std::string attention(const Attention& call);
 
+// y = x / sqrt(mean(x ** 2) + epsilon) * weight, row by row; with a delta, of x + delta, which is kept in `sum`.
+struct RmsNorm {
+  const float* x;       // (num_rows, width)
+  const float* delta;   // the same, or null
+  const float* weight;  // (width,)
+  float* sum;           // (num_rows, width), perhaps x itself; null without a delta
+  float* y;             // (num_rows, width)
+  int64_t num_rows;
+  int64_t width;
+  float epsilon;
+};
+std::string rms_norm(const RmsNorm& call);
+
 // The index of each row's first highest value, NaN being the highest. x: (num_rows, num_columns); result: (num_rows,)
 std::string argmax(const float* x, int64_t num_rows, int64_t num_columns, int32_t* result);
 

@@ -134,6 +134,24 @@ void check_argmax() {
   }
 }
 
+void check_norm() {
+  for (int64_t width : {1, 17, 300}) {
+    Floats x = random_floats(40 * width, 6), delta = random_floats(40 * width, 7), weight = random_floats(width, 8);
+    Floats y(40 * width, NAN), sum(40 * width, NAN);
+    bool close = rms_norm({x.data(), delta.data(), weight.data(), sum.data(), y.data(), 40, width, 1e-5f}).empty();
+    for (int64_t r = 0; r < 40; ++r) {
+      double squares = 0;
+      for (int64_t i = r * width; i < (r + 1) * width; ++i) squares += std::pow(double(x[i]) + delta[i], 2);
+      const double scale = 1 / std::sqrt(squares / width + 1e-5);
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t at = r * width + i;
+        close &= sum[at] == x[at] + delta[at] && std::abs(y[at] - sum[at] * scale * weight[i]) < 1e-5;
+      }
+    }
+    expect(close, "norm", kernels()->name);
+  }
+}
+
 void check_logprobs() {
   for (int64_t columns : {1, 17, 1500}) {
     const int64_t top = columns < 20 ? columns : 20;
@@ -228,6 +246,7 @@ int main(int count, char** arguments) {
     check_matmul(Encoding::kQ8_0, 1, 32, 5);
     check_matmul(Encoding::kQ8_0, 13, 96, 47);
     check_argmax();
+    check_norm();
     check_logprobs();
     check_samplers();
     for (bool bf16 : {false, true}) {
