@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from ..body import Schema
 from ..messages import MAX_TOP_LOGPROBS
-from .parameters import GenerationFields, Label, Metadata, PositiveCount, Refused
+from .parameters import GenerationFields, Label, Metadata, OnlyFalse, PositiveCount, Refused
 from .usage import Usage
 
 
@@ -62,7 +62,7 @@ class ChatRequest(GenerationFields):
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: OnlyFalse | None = None
     tool_choice: Literal["none"] | None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None

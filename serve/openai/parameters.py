@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from ... import MaxError
 from ...runtime.config import SamplingConfig
@@ -33,6 +33,16 @@ Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(ma
 ModelName = Annotated[str, Field(max_length=4096)]
 """The served model's, which is also meant where no model is named."""
 
+
+def _must_be_false(value: bool) -> bool:
+    if value:
+        raise ValueError("is only supported as false")
+    return value
+
+
+OnlyFalse = Annotated[bool, AfterValidator(_must_be_false), WithJsonSchema({"const": False})]
+"""What may be declined and not asked for. A literal would take 0 for false."""
+
 type Refused = None
 """The type of a field of the API that this server does not support: only null is taken."""
 
@@ -42,7 +52,7 @@ class StreamOptions(Schema):
 
     include_usage: bool | None = None
     """Send the counts of tokens in a last chunk, whose `choices` is empty."""
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: OnlyFalse | None = None
     """Random padding of chunks is not supported."""
 
 

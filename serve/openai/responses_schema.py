@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from ..body import Schema
 from ..messages import MAX_TOP_LOGPROBS
-from .parameters import Label, Metadata, ModelName, PositiveCount, Refused, StreamOptions
+from .parameters import Label, Metadata, ModelName, OnlyFalse, PositiveCount, Refused, StreamOptions
 
 
 class InputText(Schema):
@@ -69,8 +69,8 @@ class ResponseRequest(Schema):
     prompt_cache_key: Label | None = None
 
     text: TextSettings | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
+    store: OnlyFalse | None = None
+    background: OnlyFalse | None = None
     parallel_tool_calls: bool | None = None
     """Without tools, both values mean the same."""
     service_tier: Literal["auto", "default"] | None = None

@@ -160,7 +160,7 @@ def test_streamed_text_is_the_whole_text(server: Server) -> None:
             (texts[index], reasons[index]) for index in sorted(texts)
         ]
 
-    numbers = range(int(os.environ.get("RANDOM_REQUESTS", "120")))
+    numbers = range(int(os.environ.get("RANDOM_REQUESTS", "100")))
     assert [number for number in numbers if not agree(number)] == []
 
 
@@ -221,7 +221,7 @@ def test_bad_requests_are_the_clients_fault(server: Server) -> None:
                     assert answer.json()["error"]["message"], number
                 counts[answer.status_code] = counts.get(answer.status_code, 0) + 1
 
-    total = int(os.environ.get("BAD_REQUESTS", "600"))
+    total = int(os.environ.get("BAD_REQUESTS", "300"))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(send, [range(start, total, 4) for start in range(4)]))
     assert counts[400] > total / 2 and counts[404]

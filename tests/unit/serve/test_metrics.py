@@ -75,6 +75,15 @@ def test_steps() -> None:
     assert found["maxserve_cache_preemption_count_total", ()] == 2
 
 
+def test_messages_that_wait_for_their_clients() -> None:
+    metrics = Metrics()
+    metrics.taken(2, 0.005, 3)
+    found = samples(metrics.exposition().decode())
+    assert found["maxserve_num_responses_buffered", ()] == 3
+    assert found["maxserve_responses_buffered_sum", ()] == 5
+    assert found["maxserve_response_queue_time_milliseconds_sum", ()] == 5
+
+
 def test_counts_go_on_when_the_worker_begins_again() -> None:
     metrics = Metrics()
     metrics.stepped(step(total_preempted=7))

@@ -159,6 +159,7 @@ async def test_values_that_ask_for_nothing_special(client: httpx2.AsyncClient) -
         ("audio", {"voice": "x"}, "audio"),
         ("modalities", ["audio"], "modalities[0]"),
         ("store", True, "store"),
+        ("store", 0, "store"),
         ("chat_template", "{{ 7 }}", "chat_template"),
         ("prediction", {"type": "content", "content": "x"}, "prediction"),
         ("temperature", 2.5, "temperature"),
