@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import xla
+from . import threads, xla
 from .compile_messages import Answer, Job
 from .compile_process import CompileProcess, compiling
 from .dump import Dump
@@ -24,15 +23,15 @@ def compile_all(sources: Mapping[str, bytes], target: Target, dump: Dump, autotu
     autotune: measurements made on such a device. Raises ConfigError where the toolchain is missing, CompileError.
     """
     # XLA's dumps of two compilations at once have crashed the process.
-    threads = 1 if dump.enabled else len(os.sched_getaffinity(0))
+    workers = 1 if dump.enabled else threads.count()
     if target.is_native:
-        return _compile_here(sources, dump, threads)
+        return _compile_here(sources, dump, workers)
     options = {name: xla_options(target, name, autotune) for name in sources}
-    return _compile_apart(sources, options, target, dump, threads)
+    return _compile_apart(sources, options, target, dump, workers)
 
 
-def _compile_here(sources: Mapping[str, bytes], dump: Dump, threads: int) -> Executables:
-    with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
+def _compile_here(sources: Mapping[str, bytes], dump: Dump, workers: int) -> Executables:
+    with ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool:
         jobs = {name: pool.submit(_compile_one, name, source, dump) for name, source in sources.items()}
         try:
             for name, job in jobs.items():
@@ -50,9 +49,9 @@ def _compile_one(name: str, bytecode: bytes, dump: Dump) -> xla.Compiled:
 
 
 def _compile_apart(
-    sources: Mapping[str, bytes], options: Mapping[str, Options], target: Target, dump: Dump, threads: int
+    sources: Mapping[str, bytes], options: Mapping[str, Options], target: Target, dump: Dump, workers: int
 ) -> Executables:
-    with compiling(target, threads) as process:
+    with compiling(target, workers) as process:
         if dump.enabled:
             for name, source in sources.items():
                 yield name, _compile_and_dump(process, Job(name, source, options[name]), dump)

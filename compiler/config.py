@@ -20,6 +20,9 @@ class CompileConfig(Section):
     autotune_results: Path | None = setting(None, compiles=False)
     """Measurements made on such a GPU, in XLA's text form, by which kernels are chosen; their content joins the key."""
 
+    num_threads: int | None = setting(None, compiles=False, ge=1, le=1024)
+    """Threads that compute; all models of a process share them [default: one for each CPU that the process may use]."""
+
     def target(self) -> Target:
         """The target of `devices`; raises ConfigError for a device that this host does not have."""
         if self.devices in ("gpu", "gpu:0"):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from .. import CacheError, CompileError
-from . import native
+from . import native, threads
 from .counters import COUNTERS
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _cpu_client() -> Any:
     xla_client = _jaxlib()
     # A call computes on its caller's thread. Handed to one of XLA's, it would compete with the kernels' own for the
     # CPUs: a decoding step of 349 M bfloat16 weights takes 10.6 ms on two CPUs this way and 15.3 ms the other.
-    client = xla_client.make_cpu_client(asynchronous=False)
+    with threads.told_to_xla():
+        client = xla_client.make_cpu_client(asynchronous=False)
     library = native.library()
     for name, handler in library.handlers().items() if library else ():
         xla_client.register_custom_call_target(name, handler, platform="cpu", api_version=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import numpy as np
 from .. import CacheError
 from ..cache.key import Key
 from ..cache.store import Store
-from ..compiler import xla, xla_targets
+from ..compiler import threads, xla, xla_targets
 from ..compiler.limits import Limits
 from . import prepared
 from .engine import Engine
@@ -109,4 +108,4 @@ def _weights(found: Prepared) -> Mapping[str, np.ndarray]:
         arena.check_huge_pages()
         return arena.views()
     assert file is not None, "prepared weights are in a file or in an arena"
-    return prepared.load(file, threads=len(os.sched_getaffinity(0)), expected_id=identity)
+    return prepared.load(file, threads=threads.count(), expected_id=identity)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .. import CacheError, ConfigError
 from ..cache.binding import checkpoint_identity
 from ..cache.store import Store
-from ..compiler import Target, native
+from ..compiler import Target, native, threads
 from ..compiler.limits import PageFormat
 from ..compiler.weights import Packing, WeightTable, packs
 from . import prepared
@@ -100,7 +99,7 @@ def find_or_prepare(
         return known
     report.weights_prepared = True
     arena = Arena(prepared.layout_of(table)) if keep or not store.writable else None
-    threads = len(os.sched_getaffinity(0))
+    num_threads = threads.count()
 
     def on_progress(done: int, total: int) -> None:
         progress("prepare weights", "", done, total)
@@ -110,7 +109,7 @@ def find_or_prepare(
             try:
                 with store.temporary(".weights") as path:
                     identity = prepared.prepare(
-                        table, checkpoint, path, threads=threads, arena=arena, on_progress=on_progress
+                        table, checkpoint, path, threads=num_threads, arena=arena, on_progress=on_progress
                     )
                     kept = store.publish_prepared(path, identity)
                 if kept is not None:
@@ -118,7 +117,7 @@ def find_or_prepare(
             except (OSError, CacheError) as error:
                 store.not_kept("file of prepared weights", error)
         arena = arena or Arena(prepared.layout_of(table))
-        prepared.prepare_into(table, checkpoint, arena, threads=threads, on_progress=on_progress)
+        prepared.prepare_into(table, checkpoint, arena, threads=num_threads, on_progress=on_progress)
         return PreparedWeights(None, "", arena)
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from ..cache.config import CacheConfig
 from ..cache.fields import Section
 from ..cache.store import Store
-from ..compiler import Target
+from ..compiler import Target, threads
 from ..compiler.config import CompileConfig
 from ..compiler.dump import Dump
 from ..runtime.checkpoint import Checkpoint
@@ -49,9 +49,12 @@ def preparation_of(
 ) -> Preparation:
     """A preparation of this checkpoint, for `target` or else the device that the settings name.
 
+    Computes with the threads that the settings name from now on.
+
     target: one to compile for exactly; the device is also served by an artifact that needs less than it has
     text: called when a binding is written, which a warm start does not do
     """
+    threads.use(config.compiling.num_threads)
     return Preparation(
         checkpoint,
         Store.open(config.cache),
