@@ -10,11 +10,12 @@ from ..cache.store import Store
 from ..compiler.config import CompileConfig
 from ..compiler.native import library
 from ..runtime.checkpoint import Checkpoint
-from ..runtime.config import BatchConfig, ModelConfig
+from ..runtime.config import BatchConfig, ModelConfig, SchedulingConfig
 from ..runtime.engine import Engine
 from ..runtime.preparation import Preparation
 from ..runtime.request import Request
 from ..runtime.sampling import SamplingParams
+from ..runtime.step_results import Token
 from ..runtime.text_engine import start
 from .peers.protocol import Times, prompt, serve
 
@@ -50,7 +51,9 @@ class EngineRunner:
         assert kernels is not None, "the package was installed without kernels"
         kernels.set_num_threads(threads)
         preparation = make_preparation(checkpoint, encoding)
-        self._engine: Engine = start(preparation.run, preparation.store).engine
+        # Every step is to compute what it is asked for, and to have done so when it returns.
+        scheduling = SchedulingConfig(enable_prefix_caching=False, enable_overlap_scheduler=False)
+        self._engine: Engine = start(preparation.run, preparation.store, scheduling=scheduling).engine
         self._seed = 0
         self._open: list[str] = []
         return f"{kernels.isa}, {threads} threads"
@@ -76,6 +79,7 @@ class EngineRunner:
             tokens = self._engine.step()
             new = len(tokens)
             for token in tokens:
+                assert isinstance(token, Token), token
                 first.setdefault(token.request_id, token.id)
         self._engine.step()  # the first step of this size loads its code
         return [first[request] for request in self._open]

@@ -14,9 +14,10 @@ import click
 from .. import ConfigError
 from ..compiler.counters import COUNTERS
 from ..runtime.checkpoint import Checkpoint
-from ..runtime.config import ModelConfig, SamplingConfig
+from ..runtime.config import ModelConfig, SamplingConfig, SchedulingConfig
 from ..runtime.engine import Engine
 from ..runtime.request import Request
+from ..runtime.step_results import Failure
 from ..runtime.text_engine import Started, start
 from ..serve.text_output import CompletionText, StopRules
 from ..serve.text_side import TextSide, check_prompt
@@ -96,7 +97,8 @@ class Generation:
                 text.stop_rules(self.sampling, check_prompt(prompt, max_length, vocab_size), vocab_size)
 
             preparation = make_preparation(self.settings, checkpoint, text, progress, keep_weights=True, check=check)
-            started = start(preparation.run, preparation.store, len(prompt))
+            scheduling = self.settings.of(SchedulingConfig)
+            started = start(preparation.run, preparation.store, len(prompt), scheduling=scheduling)
         logger.debug("preparation %s", started.report)
         return started, text, prompt
 
@@ -120,6 +122,8 @@ def _generate(
     engine.add(request)
     while completion.finish_reason is None:
         for token in engine.step():
+            if isinstance(token, Failure):
+                raise token.error
             if not answer.first_token_seconds:
                 answer.first_token_seconds = time.perf_counter() - began
             delta = completion.push(token.id)

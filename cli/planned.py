@@ -43,15 +43,13 @@ _FEATURES = {
     "captured device graphs": "device-graph-capture! debug-verify-replay!",
     "separate prefill and decode": "pipeline-role",
     "key-value pages outside the device": "kv-connector kv-connector-config",
-    "sharing the pages of equal prompts": "enable-prefix-caching!",
     "embeddings": "pool-embeddings!",
     "echo of the prompt": "enable-echo! enable-variable-logits!",
     "structured output": "enable-structured-output!",
     "reasoning parsers": "reasoning-parser",
     "profiling of devices": "gpu-profiling",
     "scheduling of many requests": (
-        "ce-delay-ms decode-stall-timeout-s enable-chunked-prefill! enable-in-flight-batching!"
-        " enable-overlap-scheduler! enable-prioritize-first-decode! execute-empty-batches! kvcache-ce-watermark"
+        "ce-delay-ms decode-stall-timeout-s enable-prioritize-first-decode! execute-empty-batches! kvcache-ce-watermark"
         " max-batch-input-tokens max-batch-size max-batch-total-tokens max-num-steps max-queue-size-tg"
         " min-batch-size-tg device-memory-utilization kv-cache-page-size"
     ),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from ..cache.config import CacheConfig
 from ..cache.fields import Section, setting
 from ..compiler.config import CompileConfig
-from ..runtime.config import BatchConfig, ModelConfig
+from ..runtime.config import BatchConfig, ModelConfig, SchedulingConfig
 
-PIPELINE_SECTIONS: tuple[type[Section], ...] = (ModelConfig, CompileConfig, BatchConfig, CacheConfig)
-"""The settings that decide which artifact a command uses; the same for every command."""
+PIPELINE_SECTIONS: tuple[type[Section], ...] = (ModelConfig, CompileConfig, BatchConfig, CacheConfig, SchedulingConfig)
+"""The settings of a pipeline, which decide on its artifact and how it is run; the same for every command, so that the
+command line of one is good for another."""
 
 
 class GenerateConfig(Section):

@@ -9,7 +9,7 @@ import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ..runtime.config import ModelConfig, QueueConfig
+from ..runtime.config import ModelConfig, QueueConfig, SchedulingConfig
 from ..serve import log_format
 from ..serve.config import ServerConfig
 from ..serve.listener import bind, raise_file_limit
@@ -33,6 +33,7 @@ def serve(settings: Settings) -> None:
     worker = WorkerConfig(
         folder=folder,
         pipeline=pipeline_of(settings),
+        scheduling=settings.of(SchedulingConfig),
         queue=settings.of(QueueConfig),
         log_level=level,
         structured_logging=config.structured_logging,

@@ -53,6 +53,11 @@ class Adjustments:
         self._free = list(range(max_rows))
         self._places: dict[str, _Place] = {}
 
+    @property
+    def are_none(self) -> bool:
+        """Whether no request has a row."""
+        return not self._places
+
     def places(self, wishes: Sequence[Adjusted]) -> list[int]:
         """The row of each request, brought up to date, or -1 for one that changes nothing; at most `max_rows`.
 

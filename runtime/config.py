@@ -127,6 +127,23 @@ class SamplingConfig(Section):
     """Go on when the model ends its answer, until --max-new-tokens or a --stop."""
 
 
+class SchedulingConfig(Section):
+    """How requests share the engine. Nothing here changes compiled code."""
+
+    enable_prefix_caching: bool = setting(True, compiles=False)
+    """Keep the pages of prompts and answers while there is room, and share them with requests that begin alike."""
+
+    enable_chunked_prefill: bool = setting(True, compiles=False)
+    """Compute a long prompt in several steps; without, one longer than --max-batch-input-tokens is refused."""
+
+    enable_in_flight_batching: bool = setting(True, compiles=False)
+    """Compute prompts in the same steps as the next tokens of answers; without, steps of either kind take turns."""
+
+    enable_overlap_scheduler: bool | None = setting(None, compiles=False)
+    """Prepare a step while the one before is computed; a new request waits a step more [default: where a step takes
+    less than 4 ms]."""
+
+
 class QueueConfig(Section):
     """How many requests may wait."""
 

@@ -1,76 +1,45 @@
-"""The engine loop: schedule, run, postprocess. One thread calls it; every request ends in exactly one way."""
+"""The engine loop: schedule, run, postprocess. One thread calls it; every request ends in exactly one way.
+
+With overlap, a step is scheduled and launched while the one before it is being computed: the ids that it continues are
+taken on the device, and become known here only afterwards. It is used where steps are short, unless told otherwise.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
 
 from .. import CapacityError, MaxError, RequestError
 from ..compiler import xla
 from ..compiler.limits import Limits
 from .model import Buffer, Model
-from .request import FinishReason, Generation, Request
-from .sampling import SampledRow, Sampler
-from .scheduler import Chunk, Scheduler
-from .step_inputs import StepInputs, make_inputs
+from .request import Generation, Request
+from .sampling import Logprobs, SampledRow, Sampler
+from .scheduler import Chunk, Policy, Scheduler
+from .step_inputs import make_inputs
+from .step_results import EngineLost, EngineStats, Failure, StepReport, Token, TokenLogprobs
+
+logger = logging.getLogger(__name__)
+_SHORT_STEP_S = 0.004
+"""Preparing a step takes some 0.3 ms: a fifth of the shortest steps, and nothing beside 40 ms."""
 
 
 @dataclass(frozen=True)
-class Token:
-    """One new token of a request; `finish_reason` is set on the last."""
+class _Flight:
+    """A step that was launched; `ids` holds a token for each of `sampled`, in order."""
 
-    request_id: str
-    id: int
-    finish_reason: FinishReason | None
-
-
-class StepFailed(MaxError):
-    """A step went wrong: its requests, `request_ids`, have ended as failed. Message and hint are those of the cause.
-
-    is_sound: whether the pages survived, so that the engine can go on with the others
-    """
-
-    def __init__(self, request_ids: Sequence[str], cause: Exception, is_sound: bool) -> None:
-        known = cause if isinstance(cause, MaxError) else None
-        message = known.message if known else f"the step failed: {type(cause).__name__}: {cause}"
-        super().__init__(message, known.hint if known else "Send the request again; the log of the engine says more.")
-        self.request_ids, self.is_sound = list(request_ids), is_sound
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step was; seconds on the clock.
-
-    context_tokens: tokens in the pages of the requests in the step, this step's among them
-    """
-
-    is_prefill: bool
-    batch_size: int
-    input_tokens: int
-    context_tokens: int
+    chunks: list[Chunk]
+    sampled: list[Chunk]
+    logits: Buffer
+    ids: Buffer | None
+    logprobs: Logprobs | None
     creation_seconds: float
-    execution_seconds: float
-    terminated: int
-
-
-@dataclass
-class EngineStats:
-    """Counts since the start. A step that computes any token of a prompt counts as prefill."""
-
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
-    steps: int = 0
-    ended: Counter[str] = field(default_factory=Counter)
-    last_step: StepReport | None = None
-
-    def take_last_step(self) -> StepReport | None:
-        """The report of the last step, once."""
-        report, self.last_step = self.last_step, None
-        return report
+    launched: float
 
 
 class Engine:
@@ -82,17 +51,25 @@ class Engine:
         limits: Limits,
         vocab_size: int,
         *,
+        policy: Policy | None = None,
+        overlap: bool | None = None,
         max_waiting: int | None = None,
         check_state: Callable[[], None] = lambda: None,
     ) -> None:
-        """max_waiting: requests that may wait for a row, None for any number
+        """overlap: whether to prepare a step while another is computed; None for "where steps are short"
+        max_waiting: requests that may wait for a row, None for any number
         check_state: raises when the models' pages were lost in a call that failed"""
         self.limits, self.vocab_size, self.max_waiting = limits, vocab_size, max_waiting
-        self.scheduler = Scheduler(limits)
+        self.scheduler = Scheduler(limits, policy)
         self.stats = EngineStats()
-        self._models, self._check_state = models, check_state
+        self._models, self._overlap, self._check_state = models, overlap, check_state
         self._sampler = Sampler(models, vocab_size, limits.max_batch)
         self._live: dict[str, Generation] = {}
+        self._flight: _Flight | None = None
+        self._landed = 0.0
+        self._step_seconds = 1.0
+
+    # --- requests ---
 
     def add(self, request: Request) -> None:
         """Queues a request.
@@ -118,6 +95,11 @@ class Engine:
                 f"the prompt has {count} tokens, and the context has room for {limit}",
                 "Shorten the prompt to leave room for an answer, or raise --max-length as far as the model allows.",
             )
+        if count > self.limits.token_buckets[-1] and not self.scheduler.policy.chunked_prefill:
+            raise RequestError(
+                f"the prompt has {count} tokens, and a step has room for {self.limits.token_buckets[-1]}",
+                "Leave --no-enable-chunked-prefill out, or raise --max-batch-input-tokens.",
+            )
         if request.max_new_tokens is not None and request.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens is {request.max_new_tokens}", "It must be at least 1.")
         given = [*request.prompt, *request.stop_tokens, *request.sampling.bias]
@@ -140,90 +122,178 @@ class Engine:
         """Of the requests that wait or run."""
         return self._live.keys()
 
-    def step(self) -> list[Token]:
-        """Computes the next step and returns the tokens that it gave; an empty list when only part of a prompt was.
+    @property
+    def is_idle(self) -> bool:
+        return self.scheduler.is_idle and self._flight is None
 
-        Raises StepFailed, and has ended the step's requests by then.
-        """
-        started = time.perf_counter()
-        chunks = self.scheduler.schedule()
-        if not chunks:
-            return []
-        try:
-            inputs = make_inputs(chunks, self.limits)
-            launched = time.perf_counter()
-            logits = self._models[inputs.graph](*inputs.arrays)[0]
-            ids = self._sample(inputs, logits)
-        except Exception as error:
-            raise self._failed(chunks, error) from error
-        ended = time.perf_counter()
-        tokens = self._postprocess(chunks, inputs.sampled, ids)
-        self._count(chunks, tokens, launched - started, ended - launched)
-        return tokens
+    def reset_prefix_cache(self) -> int:
+        """Forgets what pages hold; returns how many pages no request used."""
+        return self.scheduler.prefixes.reset() if self.scheduler.prefixes is not None else 0
 
-    def _failed(self, chunks: Sequence[Chunk], error: Exception) -> StepFailed:
-        for chunk in chunks:
-            self._end(chunk.sequence, "failed")
-        try:
-            self._check_state()
-            is_sound = True
-        except Exception:  # whatever it is, pages cannot be trusted that cannot be waited for
-            is_sound = False
-        return StepFailed([chunk.sequence.request.id for chunk in chunks], error, is_sound)
-
-    def _end(self, sequence: Generation, how: str) -> None:
+    def _end(self, sequence: Generation, how: Literal["finished", "aborted", "failed"]) -> None:
         self.scheduler.finish(sequence)
         del self._live[sequence.request.id]
         self.stats.ended[how] += 1
 
-    def _sample(self, inputs: StepInputs, logits: Buffer) -> list[int]:
-        if not inputs.sampled:
-            xla.wait([logits.array])
-            return []
-        rows = [_sampled_row(chunk.sequence) for chunk in inputs.sampled]
-        return self._sampler.sample(logits, rows).to_numpy()[: len(rows)].tolist()
+    # --- steps ---
 
-    def _postprocess(self, chunks: Sequence[Chunk], sampled: Sequence[Chunk], ids: Sequence[int]) -> list[Token]:
-        for chunk in chunks:
-            chunk.sequence.computed += chunk.count
-        tokens = []
-        for chunk, token in zip(sampled, ids, strict=True):
-            sequence = chunk.sequence
-            sequence.tokens.append(token)
-            reason = sequence.finish_reason(self.limits.max_length)
-            tokens.append(Token(sequence.request.id, token, reason))
-            if reason is not None:
-                self._end(sequence, "finished")
-        return tokens
+    def step(self) -> list[Token | Failure]:
+        """Goes on by one step and returns what has become known: nothing when only part of a prompt was computed.
 
-    def _count(self, chunks: Sequence[Chunk], tokens: Sequence[Token], creation: float, execution: float) -> None:
-        stats = self.stats
-        stats.steps += 1
-        report = StepReport(
-            is_prefill=any(chunk.start < len(chunk.sequence.request.prompt) for chunk in chunks),
-            batch_size=len(chunks),
-            input_tokens=sum(chunk.count for chunk in chunks),
-            context_tokens=sum(chunk.start + chunk.count for chunk in chunks),
-            creation_seconds=creation,
-            execution_seconds=execution,
-            terminated=sum(token.finish_reason is not None for token in tokens),
-        )
-        stats.last_step = report
-        if report.is_prefill:
-            stats.prefill_tokens += report.input_tokens
-            stats.prefill_seconds += creation + execution
-        else:
-            stats.decode_tokens += report.input_tokens
-            stats.decode_seconds += creation + execution
+        With overlap, that is what the step before gave. Raises EngineLost.
+        """
+        results: list[Token | Failure] = []
+        if self._flight is not None and _must_be_known(self._flight):
+            results += self._land()
+        flight, failures = self._launch()
+        results += failures
+        if self._flight is not None:
+            results += self._land()
+        self._flight = flight
+        if flight is not None and not self._overlaps:
+            results += self._land()
+        return results
 
     @property
-    def is_idle(self) -> bool:
-        return self.scheduler.is_idle
+    def _overlaps(self) -> bool:
+        """A request that comes now has to wait for a step more: that is worth it where preparing is a part of it."""
+        return self._step_seconds < _SHORT_STEP_S if self._overlap is None else self._overlap
+
+    def _launch(self) -> tuple[_Flight | None, list[Failure]]:
+        """Begins the next step, where there is one; it may follow on ids that are still being computed."""
+        began = time.perf_counter()
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return None, []
+        try:
+            flight = self._begin(chunks, began)
+        except Exception as error:
+            return None, self._fail(chunks, error)
+        for chunk in chunks:
+            chunk.sequence.computed += chunk.count
+        for chunk in flight.sampled:
+            chunk.sequence.in_flight += 1
+        return flight, []
+
+    def _begin(self, chunks: list[Chunk], began: float) -> _Flight:
+        before = self._flight
+        places = {chunk.sequence: place for place, chunk in enumerate(before.sampled)} if before else {}
+        inputs = make_inputs(chunks, self.limits, places, before.ids if before else None)
+        launched = time.perf_counter()
+        logits = self._models[inputs.graph](*inputs.arrays)[0]
+        ids = logprobs = None
+        if inputs.sampled:
+            ids = self._sampler.sample(logits, [_sampled_row(chunk.sequence) for chunk in inputs.sampled])
+            if any(chunk.sequence.request.top_logprobs is not None for chunk in inputs.sampled):
+                logprobs = self._sampler.logprobs(logits, ids)
+        return _Flight(chunks, inputs.sampled, logits, ids, logprobs, launched - began, launched)
+
+    def _land(self) -> list[Token | Failure]:
+        """Waits for the step in flight; what it gave. Requests that have ended meanwhile get nothing."""
+        flight, self._flight = self._flight, None
+        assert flight is not None
+        results: list[Token | Failure] = []
+        try:
+            ids, broken = _fetch(flight)
+            logprobs = None if flight.logprobs is None else [part.to_numpy().tolist() for part in flight.logprobs]
+        except Exception as error:
+            return list(self._fail(flight.chunks, error))
+        now = time.perf_counter()
+        seconds, self._landed = now - max(flight.launched, self._landed), now
+        self._step_seconds = seconds
+        for chunk in flight.sampled:
+            chunk.sequence.in_flight -= 1
+        for place, (chunk, token) in enumerate(zip(flight.sampled, ids, strict=True)):
+            if not self._is_live(chunk.sequence):
+                continue
+            if broken[place]:
+                results += self._fail([chunk], _NOT_A_NUMBER)
+            else:
+                results.append(self._take(chunk.sequence, token, logprobs and [part[place] for part in logprobs]))
+        for chunk in flight.chunks:
+            if not chunk.samples and self._is_live(chunk.sequence):
+                self.scheduler.keep_prefix(chunk.sequence)
+        self.stats.count(_report(flight, results, seconds))
+        return results
+
+    def _take(self, sequence: Generation, token: int, logprobs: list[Any] | None) -> Token:
+        """Adds a token to its sequence, and ends that where it was the last."""
+        sequence.tokens.append(token)
+        self.scheduler.keep_prefix(sequence)
+        reason = sequence.finish_reason(self.limits.max_length)
+        if reason is not None:
+            self._end(sequence, "finished")
+        request = sequence.request
+        shown = None
+        if logprobs is not None and (count := request.top_logprobs) is not None:
+            chosen, top_ids, top = logprobs
+            shown = TokenLogprobs(chosen, top_ids[:count], top[:count])
+        is_first = len(sequence.tokens) == len(request.prompt) + 1
+        return Token(request.id, token, reason, shown, sequence.cached_tokens or 0 if is_first else 0)
+
+    def _is_live(self, sequence: Generation) -> bool:
+        return self._live.get(sequence.request.id) is sequence
+
+    def _fail(self, chunks: Sequence[Chunk], error: Exception) -> list[Failure]:
+        """Ends the requests of these chunks; raises EngineLost, having ended all, when the pages are gone as well."""
+        logger.error("a step failed: %s", error, exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
+        try:
+            self._check_state()
+            sequences = [chunk.sequence for chunk in chunks if self._is_live(chunk.sequence)]
+            is_lost = False
+        except Exception:  # whatever it is, pages cannot be trusted that cannot be waited for
+            sequences = list(self._live.values())
+            is_lost = True
+        failures = [Failure(sequence.request.id, _step_error(error)) for sequence in sequences]
+        for sequence in sequences:
+            self._end(sequence, "failed")
+        if is_lost:
+            raise EngineLost(failures) from error
+        return failures
+
+
+_NOT_A_NUMBER = MaxError(
+    "the model's logits are not numbers", "Its weights or its pages are damaged, or the encoding is too narrow for it."
+)
+
+
+def _step_error(error: Exception) -> MaxError:
+    if isinstance(error, MaxError):
+        return error
+    return MaxError(f"a step failed: {type(error).__name__}: {error}", "Send the request again; the log says more.")
+
+
+def _must_be_known(flight: _Flight) -> bool:
+    """Whether what a step gave decides how the next one samples: penalties count tokens on the host."""
+    return any(chunk.sequence.request.sampling.has_penalties for chunk in flight.sampled)
+
+
+def _fetch(flight: _Flight) -> tuple[list[int], list[bool]]:
+    """Waits for a step: its ids, and for each whether its logits hold a NaN, of which any id may come."""
+    if flight.ids is None:
+        xla.wait([flight.logits.array])
+        return [], []
+    count = len(flight.sampled)
+    ids = flight.ids.to_numpy()[:count].tolist()
+    sums = np.add.reduce(flight.logits.to_numpy()[:count], axis=1)
+    return ids, np.isnan(sums).tolist()
 
 
 def _sampled_row(sequence: Generation) -> SampledRow:
     request = sequence.request
-    output = sequence.output
-    too_early = len(output) < request.min_new_tokens
+    output = sequence.output if request.sampling.has_penalties else ()
+    too_early = sequence.length - len(request.prompt) < request.min_new_tokens
     banned = sorted(request.stop_tokens) if too_early and not request.ignore_eos else ()
-    return SampledRow(request.id, request.sampling, request.prompt, output, len(sequence.tokens), banned)
+    return SampledRow(request.id, request.sampling, request.prompt, output, sequence.length, banned)
+
+
+def _report(flight: _Flight, results: Sequence[Token | Failure], seconds: float) -> StepReport:
+    return StepReport(
+        is_prefill=any(chunk.start < len(chunk.sequence.request.prompt) for chunk in flight.chunks),
+        batch_size=len(flight.chunks),
+        input_tokens=sum(chunk.count for chunk in flight.chunks),
+        context_tokens=sum(chunk.start + chunk.count for chunk in flight.chunks),
+        creation_seconds=flight.creation_seconds,
+        execution_seconds=seconds,
+        terminated=sum(isinstance(each, Failure) or each.finish_reason is not None for each in results),
+    )

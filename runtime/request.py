@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .prefix_cache import Chain
 from .sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
@@ -18,6 +19,8 @@ class Request:
     max_new_tokens: at most so many; the context's end is a limit too
     min_new_tokens: stop tokens cannot come before so many others
     stop_tokens:    ids that end the output; ignored with ignore_eos
+    top_logprobs:   likeliest tokens whose log-probabilities are told beside the token's own; None for not even that
+    cache_salt:     beginnings are shared with requests of the same salt only
     """
 
     id: str
@@ -27,26 +30,50 @@ class Request:
     min_new_tokens: int = 0
     stop_tokens: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    top_logprobs: int | None = None
+    cache_salt: str = ""
 
 
 @dataclass(eq=False)
 class Generation:
-    """A request in work. Keys and values of the first `computed` of `tokens` lie in `pages`."""
+    """A request in work. Keys and values of the first `computed` of its tokens lie in `pages`, or will when the steps
+    that were begun have ended.
+
+    in_flight:     how many tokens after `tokens` are being computed: they count, and are not known yet
+    cached_tokens: of the prompt, found in the prefix cache when it was first taken up
+    chain:         the pages known to the prefix cache, while running
+    """
 
     request: Request
     tokens: list[int]
     row: int = -1
     pages: list[int] = field(default_factory=list)
     computed: int = 0
+    in_flight: int = 0
+    cached_tokens: int | None = None
+    chain: Chain | None = None
 
     @property
     def output(self) -> list[int]:
         return self.tokens[len(self.request.prompt) :]
 
     @property
+    def length(self) -> int:
+        """Tokens that there are, the one in flight among them."""
+        return len(self.tokens) + self.in_flight
+
+    @property
     def pending(self) -> int:
         """Tokens that the model has not seen yet: the prompt's rest, or the token sampled last."""
-        return len(self.tokens) - self.computed
+        return self.length - self.computed
+
+    def may_go_on(self, max_length: int) -> bool:
+        """Whether a token can follow those that there are, whatever the ones in flight turn out to be."""
+        return not self._is_full(self.length, max_length)
+
+    def _is_full(self, length: int, max_length: int) -> bool:
+        wanted = self.request.max_new_tokens
+        return length >= max_length or (wanted is not None and length - len(self.request.prompt) >= wanted)
 
     def finish_reason(self, max_length: int) -> FinishReason | None:
         """Why nothing more comes after the token sampled last, if so."""
@@ -54,5 +81,4 @@ class Generation:
         made = len(self.tokens) - len(request.prompt)
         if self.tokens[-1] in request.stop_tokens and not request.ignore_eos and made > request.min_new_tokens:
             return "stop"
-        at_limit = request.max_new_tokens is not None and made >= request.max_new_tokens
-        return "length" if at_limit or len(self.tokens) >= max_length else None
+        return "length" if self._is_full(len(self.tokens), max_length) else None

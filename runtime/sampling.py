@@ -119,7 +119,8 @@ class Sampler:
         count = logits.shape[0]
         if all(row.takes_the_largest for row in rows):
             return self._models[f"sample_greedy_r{count}"](logits)[0]
-        if self._last is not None:
+        is_written = not self._adjustments.are_none or any(row.has_penalties or row.bias for row in rows)
+        if self._last is not None and is_written:
             xla.wait([self._last.array])
         places = self._adjustments.places(rows)
         settings, numbers = np.zeros((count, len(SETTINGS)), np.float32), np.zeros((count, len(NUMBERS)), np.int32)

@@ -1,18 +1,39 @@
 """Decides what the next step computes. Holds no tensor, and is tested without a model.
 
-Every step mixes decoding and prefill: running sequences first, oldest first, each with its next tokens (a long prompt
-in chunks of what the step still holds), then new ones while rows and pages last. When pages run out, the youngest
-sequence gives its pages back and waits again; what it has generated is kept and computed anew.
+Every step mixes decoding and prefill: first the next token of every sequence that decodes, then prompts in chunks of
+what the step still holds. While some decode, steps are kept short, so that a long prompt does not hold them up; prompts
+share a step, so that a long one does not hold up short ones either, and the oldest has the largest part. When pages run
+out, the youngest sequence gives its pages back and waits again; what it has generated is kept, and what the prefix
+cache has kept need not be computed anew.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass
 
 from ..compiler.limits import Limits
 from .pages import PageAllocator
+from .prefix_cache import Chain, PrefixCache
 from .request import Generation, Request
+
+_LEAST_CHUNK = 16  # tokens of a prompt, beside older ones
+_LEAST_TRIMMED = 32  # tokens of a step that is made smaller: below, reading the weights takes longer than computing
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a scheduler may do.
+
+    chunked_prefill:    a prompt may be computed in several steps; otherwise it waits for a step that holds all of it
+    in_flight_batching: prompts are computed beside decoding; otherwise steps of either kind take turns
+    prefix_caching:     beginnings that were computed before are shared
+    """
+
+    chunked_prefill: bool = True
+    in_flight_batching: bool = True
+    prefix_caching: bool = True
 
 
 @dataclass(frozen=True)
@@ -22,23 +43,28 @@ class Chunk:
     sequence: Generation
     start: int
     count: int
+    samples: bool
 
-    @property
-    def samples(self) -> bool:
-        return self.start + self.count == len(self.sequence.tokens)
+    @staticmethod
+    def of(sequence: Generation, count: int) -> Chunk:
+        return Chunk(sequence, sequence.computed, count, sequence.computed + count == sequence.length)
 
 
 class Scheduler:
     """The queue of waiting requests, the rows in work, and their pages."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, policy: Policy | None = None) -> None:
         assert limits.num_pages > limits.max_pages, "a row of full length must fit, or it would be preempted for ever"
-        self.limits = limits
+        self.limits, self.policy = limits, policy or Policy()
         self.pages = PageAllocator(limits.num_pages, limits.page_tokens)
+        self.prefixes = PrefixCache(self.pages) if self.policy.prefix_caching else None
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         self._free_rows = list(reversed(range(limits.max_batch)))
+        self._prompts_are_next = False
         self.preempted = 0
+        self.hit_tokens = self.miss_tokens = 0
+        """Tokens of prompts that the prefix cache had, and had not."""
 
     def add(self, request: Request) -> Generation:
         """Puts a request at the end of the queue."""
@@ -48,52 +74,148 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, at most a bucket of tokens in all; empty when there is nothing to do."""
-        budget = self.limits.token_buckets[-1]
-        chunks: list[Chunk] = []
-        for sequence in list(self.running):
-            if budget == 0:
-                break
-            if sequence not in self.running:  # preempted for an older one in this very step
-                continue
-            count = min(sequence.pending, budget)
-            if self._make_room(sequence, count):
-                chunks.append(Chunk(sequence, sequence.computed, count))
-                budget -= count
-        while self.waiting and budget and self._free_rows:
-            sequence = self.waiting[0]
-            count = min(sequence.pending, budget)
-            # Room for its first chunk is not enough: it would be preempted, and begin again, at each of the next steps.
-            if self.pages.needed([], sequence.pending) > self.pages.free:
-                break
-            self.waiting.popleft()
-            sequence.row = self._free_rows.pop()
-            self.running.append(sequence)
-            self.pages.extend(sequence.pages, count)
-            chunks.append(Chunk(sequence, 0, count))
-            budget -= count
-        return chunks
+        if self._prompts_are_next or not self.policy.in_flight_batching:
+            return self._schedule_prompts_first()
+        decoding = self._decode(self.limits.token_buckets[-1])
+        return decoding + self._prefill(self._prompt_budget(len(decoding)), decoding)
 
-    def _make_room(self, sequence: Generation, count: int) -> bool:
-        """Gives a running sequence pages for `count` more tokens, if need be the youngest's; False if it was that."""
-        end = sequence.computed + count
-        while self.pages.needed(sequence.pages, end) > self.pages.free:
+    def _schedule_prompts_first(self) -> list[Chunk]:
+        """Steps of either kind in turn; or, once, a prompt that no step has had room for, before decoding."""
+        largest = self.limits.token_buckets[-1]
+        if self.policy.in_flight_batching:
+            self._prompts_are_next = False
+            prompts = self._prefill(largest, [])
+            taken = {chunk.sequence for chunk in prompts}
+            decoding = self._decode(largest - sum(chunk.count for chunk in prompts), taken)
+            return [chunk for chunk in prompts if chunk.sequence.row >= 0] + decoding  # some may have been preempted
+        self._prompts_are_next = not self._prompts_are_next
+        if self._prompts_are_next:
+            return self._prefill(largest, []) or self._decode(largest)
+        return self._decode(largest) or self._prefill(largest, [])
+
+    # --- decoding ---
+
+    def _decode(self, budget: int, taken: Container[Generation] = ()) -> list[Chunk]:
+        """The last token of every sequence that has but one left, oldest first, without those taken already."""
+        limit = self.limits.max_length
+        ready = [each for each in self.running if each.pending == 1 and each not in taken and each.may_go_on(limit)]
+        chosen = []
+        for sequence in ready[:budget]:
+            if sequence.row >= 0 and self._make_room(sequence):  # else preempted for an older one in this very step
+                chosen.append(sequence)
+        return [Chunk.of(sequence, 1) for sequence in chosen]
+
+    def _make_room(self, sequence: Generation) -> bool:
+        """Gives a running sequence a page for its next token, if need be the youngest's; False if it was that."""
+        while self.pages.needed(sequence.pages, sequence.length) > self.pages.free:
             youngest = self.running[-1]
             self.preempt(youngest)
             if youngest is sequence:
                 return False
-        self.pages.extend(sequence.pages, end)
+        self.pages.extend(sequence.pages, sequence.length)
         return True
 
+    # --- prompts ---
+
+    def _prompt_budget(self, decoding: int) -> int:
+        """Tokens of prompts that may go beside so many decoding sequences."""
+        buckets = self.limits.token_buckets
+        if not decoding or not self.policy.chunked_prefill:
+            return buckets[-1] - decoding
+        wanted = max(buckets[-1] // 4, 4 * decoding)
+        return next((bucket for bucket in buckets if bucket >= wanted), buckets[-1]) - decoding
+
+    def _prefill(self, budget: int, decoding: list[Chunk]) -> list[Chunk]:
+        """Chunks of prompts beside `decoding`: running ones, the oldest first, then waiting ones while rows and pages
+        last."""
+        counts: dict[Generation, int] = {}
+        left = budget
+        for sequence in self.running:
+            if sequence.pending > 1 and (count := self._share(sequence, left)):
+                counts[sequence] = count
+                left -= count
+        while left and self.waiting and self._free_rows and (count := self._enter(left, bool(decoding))):
+            counts[self.running[-1]] = count
+            left -= count
+        for sequence, count in counts.items():  # what the others have left goes to the oldest
+            more = min(left, sequence.pending - count)
+            counts[sequence] += more
+            left -= more
+        if self.policy.chunked_prefill:
+            self._trim(counts, len(decoding))
+        return [Chunk.of(sequence, count) for sequence, count in counts.items() if count]
+
+    def _share(self, sequence: Generation, left: int) -> int:
+        """Tokens of a prompt that go into a step which has room for `left` more: half of that, and a least chunk."""
+        if self.policy.chunked_prefill or sequence.pending > self.limits.token_buckets[-1]:
+            return min(sequence.pending, left, max(-(-left // 2), _LEAST_CHUNK))
+        return sequence.pending if sequence.pending <= left else 0
+
+    def _enter(self, left: int, beside_decoding: bool) -> int:
+        """Makes the request that has waited longest a running one, with pages for all of its tokens.
+
+        Returns how many of its tokens go into this step; 0 when it has to wait on.
+        """
+        sequence = self.waiting[0]
+        if sequence.in_flight:  # preempted in the very step that computes its next token
+            return 0
+        known, chain = self._known_pages(sequence)
+        needed = self.pages.needed(known, sequence.length)
+        if needed > self.pages.free - sum(map(self.pages.is_idle, known)):
+            return 0
+        sequence.computed = len(known) * self.limits.page_tokens
+        count = self._share(sequence, left)
+        if not count:
+            sequence.computed = 0
+            self._prompts_are_next = self._prompts_are_next or beside_decoding
+            return 0
+        self.waiting.popleft()
+        self.running.append(sequence)
+        sequence.row, sequence.chain = self._free_rows.pop(), chain
+        for page in known:
+            self.pages.share(page)
+        sequence.pages += known
+        self.pages.extend(sequence.pages, sequence.length)
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+            self.hit_tokens += sequence.computed
+            self.miss_tokens += len(sequence.request.prompt) - sequence.computed
+        return count
+
+    def _known_pages(self, sequence: Generation) -> tuple[list[int], Chain | None]:
+        if self.prefixes is None:
+            return [], None
+        return self.prefixes.match(sequence.request.cache_salt, sequence.tokens)
+
+    def _trim(self, counts: dict[Generation, int], decoding: int) -> None:
+        """Cuts a step down to the next smaller bucket where little lies beyond: padding takes as long as tokens."""
+        total = decoding + sum(counts.values())
+        bucket = max((bucket for bucket in self.limits.token_buckets if bucket <= total), default=0)
+        beyond = total - bucket
+        if bucket < _LEAST_TRIMMED or beyond > bucket // 2:
+            return
+        for sequence in reversed(counts):
+            cut = min(beyond, counts[sequence])
+            counts[sequence] -= cut
+            beyond -= cut
+
+    # --- what the engine tells ---
+
+    def keep_prefix(self, sequence: Generation) -> None:
+        """Makes known what a running sequence's pages hold by now."""
+        if self.prefixes is not None and sequence.chain is not None:
+            computed = min(sequence.computed, len(sequence.tokens))
+            self.prefixes.add(sequence.chain, sequence.tokens, sequence.pages, computed)
+
     def preempt(self, sequence: Generation) -> None:
-        """Sends a sequence back to the head of the queue; it will be computed from its first token again."""
+        """Sends a sequence back to the head of the queue, with all that it has generated."""
         self._leave(sequence)
-        sequence.computed = 0
         self.waiting.appendleft(sequence)
         self.preempted += 1
 
     def finish(self, sequence: Generation) -> None:
         """Takes a sequence out, running or waiting."""
-        if sequence in self.running:
+        if sequence.row >= 0:
             self._leave(sequence)
         else:
             self.waiting.remove(sequence)
@@ -102,7 +224,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.pages.release(sequence.pages)
         self._free_rows.append(sequence.row)
-        sequence.row = -1
+        sequence.row, sequence.computed, sequence.chain = -1, 0, None
 
     @property
     def num_waiting(self) -> int:

@@ -15,9 +15,11 @@ from ..cache.store import Store
 from ..compiler import threads, xla, xla_targets
 from ..compiler.limits import Limits
 from . import prepared
+from .config import SchedulingConfig
 from .engine import Engine
-from .model import Executables, State
+from .model import Executables, Model, State
 from .preparation_report import Prepared, Report
+from .scheduler import Policy
 from .session import CompiledModels, InferenceSession
 
 
@@ -46,20 +48,46 @@ class Started:
 
 
 def start(
-    prepare: Callable[[], Prepared], store: Store, prompt_tokens: int = 1, *, max_waiting: int | None = None
+    prepare: Callable[[], Prepared],
+    store: Store,
+    prompt_tokens: int = 1,
+    *,
+    scheduling: SchedulingConfig | None = None,
+    max_waiting: int | None = None,
 ) -> Started:
     """Prepares and loads; the executables of decoding and of a prompt of this length first, others when needed.
 
     prepare: called once, and once more when what the store gave turns out to be damaged
+    max_waiting: requests that may wait for a row, None for any number
     """
+
+    def engine(models: dict[str, Model], found: Prepared, state: State) -> Engine:
+        config = scheduling or SchedulingConfig()
+        policy = Policy(
+            chunked_prefill=config.enable_chunked_prefill,
+            in_flight_batching=config.enable_in_flight_batching,
+            prefix_caching=config.enable_prefix_caching,
+        )
+        return Engine(
+            models,
+            found.limits,
+            found.compiled.vocab_size,
+            policy=policy,
+            overlap=config.enable_overlap_scheduler,
+            max_waiting=max_waiting,
+            check_state=state.check,
+        )
+
     found = prepare()
     try:
-        return _load(found, store, prompt_tokens, max_waiting)
+        return _load(found, store, prompt_tokens, engine)
     except CacheError:
-        return _load(prepare(), store, prompt_tokens, max_waiting)
+        return _load(prepare(), store, prompt_tokens, engine)
 
 
-def _load(found: Prepared, store: Store, prompt_tokens: int, max_waiting: int | None) -> Started:
+def _load(
+    found: Prepared, store: Store, prompt_tokens: int, engine: Callable[[dict[str, Model], Prepared, State], Engine]
+) -> Started:
     """Loads code and weights at once; raises CacheError for damaged ones, which are set aside by then."""
     started = time.perf_counter()
     compiled, limits = found.compiled, found.limits
@@ -84,8 +112,7 @@ def _load(found: Prepared, store: Store, prompt_tokens: int, max_waiting: int | 
             raise
         pages.result()
         models = InferenceSession(device.name).init_all(compiled, arrays, executables, state)
-    engine = Engine(models, limits, compiled.vocab_size, max_waiting=max_waiting, check_state=state.check)
-    return Started(engine, found, time.perf_counter() - started, executables)
+    return Started(engine(models, found, state), found, time.perf_counter() - started, executables)
 
 
 def _first_needed(compiled: CompiledModels, limits: Limits, prompt_tokens: int) -> list[str]:

@@ -6,14 +6,16 @@ import logging
 from typing import Literal, NoReturn
 
 from .. import CapacityError, MaxError
-from ..runtime.engine import Engine, StepFailed, StepReport, Token
+from ..runtime.engine import Engine
 from ..runtime.request import Request
 from ..runtime.sampling import SamplingParams
+from ..runtime.step_results import EngineLost, StepReport, Token
 from .messages import (
     Abort,
     Ended,
     Hello,
     Loading,
+    Logprobs,
     PrefixCacheReset,
     Ready,
     ResetPrefixCache,
@@ -54,7 +56,7 @@ class EngineLoop:
         self._engine = engine
 
     def run(self) -> NoReturn:
-        """Works for ever; raises StepFailed when a step has taken the pages with it."""
+        """Works for ever; raises EngineLost when a step has taken the pages with it."""
         assert self._engine is not None
         while True:
             self.turn(None if self._engine.is_idle else 0)
@@ -72,15 +74,21 @@ class EngineLoop:
 
     def _step(self, engine: Engine) -> None:
         try:
-            for token in engine.step():
-                self._say_token(token)
-            self._say_step(engine)
-        except StepFailed as failure:
-            logger.error("a step failed: %s", failure, exc_info=failure.__cause__)
-            for name in failure.request_ids:
-                self._say_ended(name, "failed", failure)
-            if not failure.is_sound:
-                raise
+            results = engine.step()
+        except EngineLost as lost:
+            for failure in lost.failures:
+                self._say_ended(failure.request_id, "failed", failure.error)
+            raise
+        for result in results:
+            if isinstance(result, Token):
+                self._say_token(result)
+            else:
+                self._say_ended(result.request_id, "failed", result.error)
+        report = engine.stats.take_last_step()
+        if report is not None and self._clients:
+            stats = _step_stats(engine, report)
+            for client in self._clients:
+                self._link.say(client, stats)
 
     def _take(self, client: bytes, message: ToWorker) -> None:
         match message:
@@ -94,7 +102,8 @@ class EngineLoop:
                 if self._engine is not None and self._engine.abort(_name(client, message.id)):
                     self._link.say(client, Ended(message.id, "aborted"))
             case ResetPrefixCache():
-                self._link.say(client, PrefixCacheReset(0))
+                pages = 0 if self._engine is None else self._engine.reset_prefix_cache()
+                self._link.say(client, PrefixCacheReset(pages))
 
     def _submit(self, client: bytes, message: Submit) -> None:
         name = _name(client, message.id)
@@ -110,18 +119,13 @@ class EngineLoop:
 
     def _say_token(self, token: Token) -> None:
         client, id = _parts(token.request_id)
-        self._link.say(client, Tokens(id, [token.id], None, token.finish_reason))
+        given = token.logprobs
+        logprobs = None if given is None else [Logprobs(given.token, given.top_ids, given.top)]
+        self._link.say(client, Tokens(id, [token.id], logprobs, token.finish_reason, token.cached_tokens))
 
     def _say_ended(self, name: str, how: Literal["rejected", "failed"], error: MaxError) -> None:
         client, id = _parts(name)
         self._link.say(client, Ended(id, how, error.kind, error.message, error.hint))
-
-    def _say_step(self, engine: Engine) -> None:
-        report = engine.stats.take_last_step()
-        if report is not None and self._clients:
-            stats = _step_stats(engine, report)
-            for client in self._clients:
-                self._link.say(client, stats)
 
     def _forget(self, client: bytes) -> None:
         """Drops the requests of a client that has gone."""
@@ -152,6 +156,8 @@ def _request(name: str, message: Submit) -> Request:
         message.min_new_tokens,
         frozenset(message.stop_token_ids),
         message.ignore_eos,
+        message.top_logprobs,
+        message.cache_salt,
     )
 
 
@@ -161,7 +167,6 @@ def _sampling(given: Sampling) -> SamplingParams:
 
 def _step_stats(engine: Engine, report: StepReport) -> StepStats:
     scheduler = engine.scheduler
-    num_pages = engine.limits.num_pages - 1
     return StepStats(
         batch_type="CE" if report.is_prefill else "TG",
         batch_size=report.batch_size,
@@ -172,9 +177,9 @@ def _step_stats(engine: Engine, report: StepReport) -> StepStats:
         execution_s=report.execution_seconds,
         creation_s=report.creation_seconds,
         terminated=report.terminated,
-        used_pages=num_pages - scheduler.pages.free,
-        num_pages=num_pages,
+        used_pages=scheduler.pages.num_pages - scheduler.pages.free,
+        num_pages=scheduler.pages.num_pages,
         total_preempted=scheduler.preempted,
-        total_cache_hit_tokens=0,
-        total_cache_miss_tokens=0,
+        total_cache_hit_tokens=scheduler.hit_tokens,
+        total_cache_miss_tokens=scheduler.miss_tokens,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ..runtime.config import QueueConfig
+from ..runtime.config import QueueConfig, SchedulingConfig
 from .pipeline import PipelineConfig
 
 
@@ -19,6 +19,7 @@ class WorkerConfig(BaseModel):
     """Of the checkpoint; the built-in model has one too."""
 
     pipeline: PipelineConfig
+    scheduling: SchedulingConfig = SchedulingConfig()
     queue: QueueConfig = QueueConfig()
 
     spawned: float = 0.0

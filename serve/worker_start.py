@@ -73,7 +73,9 @@ class WorkerStart:
             self.news = Loading("loading code and weights")
             return prepared
 
-        self._started = started = start(prepare, preparation.store, max_waiting=config.queue.max_waiting)
+        self._started = started = start(
+            prepare, preparation.store, scheduling=config.scheduling, max_waiting=config.queue.max_waiting
+        )
         total = time.perf_counter() - began
         compile_seconds = started.report.seconds.get("compile", 0.0)
         seconds = {

@@ -34,6 +34,7 @@ from max.runtime.sampling import SamplingParams
 from max.runtime.scheduler import Chunk
 from max.runtime.session import CompiledModels, InferenceSession
 from max.runtime.step_inputs import make_inputs
+from max.runtime.step_results import Token
 
 PARITY = Path(__file__).parents[1] / "parity"
 CONFIGS = json.loads((PARITY / "llama.json").read_text())
@@ -71,6 +72,7 @@ class Pipeline:
         found: dict[str, list[int]] = {request.id: [] for request in requests}
         while not engine.is_idle:
             for token in engine.step():
+                assert isinstance(token, Token)
                 found[token.request_id].append(token.id)
         assert engine.stats.ended == {"finished": len(requests)}
         assert engine.scheduler.pages.free == self.limits.num_pages - 1
@@ -79,7 +81,7 @@ class Pipeline:
 
     def feed(self, row: Generation, count: int) -> np.ndarray:
         """Computes the row's next `count` tokens; the logits of the last of them, as many as the graph gives."""
-        inputs = make_inputs([Chunk(row, row.computed, count)], self.limits)
+        inputs = make_inputs([Chunk.of(row, count)], self.limits)
         rows = len(inputs.arrays[-1])
         inputs.arrays[-1][:] = np.clip(np.arange(count - rows, count), 0, None)
         row.computed += count

@@ -13,10 +13,11 @@ from max import RequestError
 from max.compiler import xla
 from max.compiler.limits import Limits
 from max.compiler.sampling import NUMBERS
-from max.runtime.engine import Engine, Token
+from max.runtime.engine import Engine
 from max.runtime.model import Buffer
 from max.runtime.request import Request
 from max.runtime.sampling import SamplingParams
+from max.runtime.step_results import Token
 
 VOCAB = 11
 LIMITS = Limits(max_length=16, max_batch=3, page_tokens=4, num_pages=9, token_buckets=(1, 2, 4, 8))
@@ -81,15 +82,24 @@ class SumModels(dict[str, Any]):
 
 def engine(limits: Limits = LIMITS) -> Engine:
     models = SumModels(limits)
-    return Engine(models, limits, VOCAB)
+    return Engine(models, limits, VOCAB, overlap=False)
 
 
 def run(engine: Engine) -> dict[str, list[Token]]:
     answers: dict[str, list[Token]] = {}
     while not engine.is_idle:
-        for token in engine.step():
+        for token in step(engine):
             answers.setdefault(token.request_id, []).append(token)
     return answers
+
+
+def step(engine: Engine) -> list[Token]:
+    """What a step gives that fails nobody."""
+    tokens = []
+    for token in engine.step():
+        assert isinstance(token, Token)
+        tokens.append(token)
+    return tokens
 
 
 def answer(request: Request) -> tuple[list[int], str | None]:
@@ -160,7 +170,7 @@ def test_abort_frees_everything_at_any_time():
     for name in "abcd":
         runner.add(Request(name, PROMPT, GREEDY, max_new_tokens=6))
     runner.abort("d")
-    assert [token.id for token in runner.step()] == AFTER[:1] * 2, "c waits for the next step's budget"
+    assert [token.id for token in step(runner)] == AFTER[:1] * 2, "c waits for the next step's budget"
     runner.abort("b")
     runner.abort("b")
     runner.abort("unknown")
@@ -220,13 +230,13 @@ def test_no_mix_of_requests_changes_an_answer(requests, num_pages):
     """requests: prompt, new tokens, step of arrival. Few pages make some give way to others and start again."""
     runner = engine(Limits(16, 3, 4, num_pages, (1, 2, 4, 8)))
     answers: dict[str, list[int]] = {}
-    for step in range(600):
+    for moment in range(600):
         for index, (prompt, new, arrival) in enumerate(requests):
-            if arrival == step:
+            if arrival == moment:
                 runner.add(Request(str(index), prompt, GREEDY, max_new_tokens=new))
-        for token in runner.step():
+        for token in step(runner):
             answers.setdefault(token.request_id, []).append(token.id)
-        if step > 10 and runner.is_idle:
+        if moment > 10 and runner.is_idle:
             break
     assert runner.is_idle
     for index, (prompt, new, _) in enumerate(requests):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from max.compiler.limits import Limits
 from max.runtime.request import Generation, Request
-from max.runtime.scheduler import Chunk, Scheduler
+from max.runtime.scheduler import Chunk, Policy, Scheduler
 
 
 def limits(**changes) -> Limits:
@@ -33,24 +33,118 @@ def advance(scheduler: Scheduler, chunks: list[Chunk]) -> list[Generation]:
         sequence.computed += chunk.count
         if samples:
             sequence.tokens.append(7)
-            if sequence.finish_reason(scheduler.limits.max_length):
-                scheduler.finish(sequence)
-                finished.append(sequence)
+        scheduler.keep_prefix(sequence)
+        if samples and sequence.finish_reason(scheduler.limits.max_length):
+            scheduler.finish(sequence)
+            finished.append(sequence)
     return finished
 
 
-def test_decodes_come_before_new_prompts_and_prompts_are_cut_to_the_budget():
+def test_decodes_come_before_prompts_and_prompts_are_cut_to_the_budget():
+    """Beside one that decodes, a step has 4 tokens: the first bucket that holds a quarter of 8, and 4 for each."""
     scheduler = Scheduler(limits())
     scheduler.add(request("a", 3))
     scheduler.add(request("b", 10))
     scheduler.add(request("c", 2))
+    steps = []
+    for _ in range(5):
+        chunks = scheduler.schedule()
+        steps.append(layout(chunks))
+        advance(scheduler, chunks)
+    assert steps == [
+        [("a", 0, 3, True), ("b", 0, 5, False)],
+        [("a", 3, 1, True), ("b", 5, 3, False)],
+        [("a", 4, 1, True), ("b", 8, 2, True), ("c", 0, 1, False)],
+        [("a", 5, 1, True), ("b", 10, 1, True), ("c", 1, 1, True)],
+        [("b", 11, 1, True), ("c", 2, 1, True)],
+    ]
+
+
+def test_prompts_share_a_step_and_the_oldest_has_the_most_of_it():
+    scheduler = Scheduler(limits(max_length=400, max_batch=4, page_tokens=100, num_pages=20, token_buckets=(64, 128)))
+    for name, prompt in (("long", 300), ("longer", 350), ("short", 20), ("more", 30)):
+        scheduler.add(request(name, prompt))
+    assert layout(scheduler.schedule()) == [
+        ("long", 0, 64, False), ("longer", 0, 32, False), ("short", 0, 16, False), ("more", 0, 16, False),
+    ]  # fmt: skip
+
+
+def test_what_younger_prompts_leave_goes_to_the_oldest():
+    scheduler = Scheduler(limits(max_length=400, page_tokens=100, num_pages=20, token_buckets=(64, 128)))
+    scheduler.add(request("long", 300))
+    scheduler.add(request("short", 5))
+    assert layout(scheduler.schedule()) == [("long", 0, 123, False), ("short", 0, 5, True)]
+
+
+def test_a_step_little_larger_than_a_bucket_is_cut_to_it():
+    """Padding takes as long as tokens: 64 and then 32 take less time than 128."""
+    scheduler = Scheduler(limits(max_length=400, page_tokens=100, num_pages=20, token_buckets=(1, 32, 64, 128)))
+    scheduler.add(request("a", 80))
     chunks = scheduler.schedule()
-    assert layout(chunks) == [("a", 0, 3, True), ("b", 0, 5, False)]
+    assert layout(chunks) == [("a", 0, 64, False)]
     advance(scheduler, chunks)
+    assert layout(scheduler.schedule()) == [("a", 64, 16, True)]
+    scheduler.add(request("b", 100))
+    scheduler.finish(scheduler.running[0])
+    assert layout(scheduler.schedule()) == [("b", 0, 100, True)], "two steps would take longer"
+
+
+def test_without_chunks_a_prompt_waits_for_a_step_that_holds_all_of_it():
+    scheduler = Scheduler(limits(), Policy(chunked_prefill=False))
+    scheduler.add(request("a", 3))
+    scheduler.add(request("b", 8))
+    steps = []
+    for _ in range(4):
+        chunks = scheduler.schedule()
+        steps.append(layout(chunks))
+        advance(scheduler, chunks)
+    assert steps == [
+        [("a", 0, 3, True)],
+        [("a", 3, 1, True)],
+        [("b", 0, 8, True)],
+        [("a", 4, 1, True), ("b", 8, 1, True)],
+    ]
+
+
+def test_without_in_flight_batching_prompts_and_decoding_take_turns():
+    scheduler = Scheduler(limits(), Policy(in_flight_batching=False))
+    scheduler.add(request("a", 3))
+    scheduler.add(request("b", 10))
+    steps = []
+    for _ in range(5):
+        chunks = scheduler.schedule()
+        steps.append(layout(chunks))
+        advance(scheduler, chunks)
+    assert steps == [
+        [("a", 0, 3, True), ("b", 0, 5, False)],
+        [("a", 3, 1, True)],
+        [("b", 5, 5, True)],
+        [("a", 4, 1, True), ("b", 10, 1, True)],
+        [("a", 5, 1, True), ("b", 11, 1, True)],
+    ]
+
+
+def test_a_beginning_that_was_computed_before_is_not_computed_again():
+    scheduler = Scheduler(limits())
+    scheduler.add(request("a", 9, new=1))
+    advance(scheduler, scheduler.schedule())
+    advance(scheduler, scheduler.schedule())
+    first = scheduler.add(request("same", 9))
+    other = scheduler.add(Request("salted", list(range(9)), cache_salt="of another user"))
+    assert layout(scheduler.schedule()) == [("same", 8, 1, True), ("salted", 0, 7, False)]
+    assert (first.cached_tokens, other.cached_tokens) == (8, 0)
+    assert (scheduler.hit_tokens, scheduler.miss_tokens) == (8, 9 + 1 + 9)
+
+
+def test_what_a_sequence_has_computed_is_found_again_after_it_gave_way():
+    scheduler = Scheduler(limits(num_pages=6))
+    old, young = scheduler.add(request("old", 3, new=9)), scheduler.add(request("young", 7, new=3))
+    advance(scheduler, scheduler.schedule())
+    advance(scheduler, scheduler.schedule())
+    assert len(young.tokens) == 8
+    scheduler.preempt(young)
     chunks = scheduler.schedule()
-    assert layout(chunks) == [("a", 3, 1, True), ("b", 5, 5, True), ("c", 0, 2, True)]
-    advance(scheduler, chunks)
-    assert layout(scheduler.schedule()) == [("a", 4, 1, True), ("b", 10, 1, True), ("c", 2, 1, True)]
+    assert layout(chunks) == [("old", old.computed, 1, True), ("young", 4, 3, False)]
 
 
 def test_rows_bound_the_batch():
@@ -83,17 +177,18 @@ def test_the_youngest_gives_way_and_keeps_what_it_has_made():
 def test_a_preempted_prompt_does_not_come_back_before_all_of_it_fits():
     """Otherwise its first chunk would be computed in every step, and thrown away in the next."""
     scheduler = Scheduler(limits(max_length=24, num_pages=7, token_buckets=(1, 4)))
-    old, young = scheduler.add(request("old", 15, new=9)), scheduler.add(request("young", 8))
+    old, young = scheduler.add(request("old", 15, new=9)), scheduler.add(Request("young", [9] * 8, max_new_tokens=4))
+    chunks = scheduler.schedule()
     while not scheduler.preempted:
-        chunks = scheduler.schedule()
         advance(scheduler, chunks)
-    assert (old.computed, scheduler.pages.free) == (17, 1)
-    while old in scheduler.running:
         chunks = scheduler.schedule()
+    while old in scheduler.running:
+        assert young in scheduler.waiting
         assert [chunk.sequence for chunk in chunks] == [old]
         advance(scheduler, chunks)
-    assert layout(scheduler.schedule()) == [("young", 0, 4, False)]
-    assert young.pages == [1]
+        chunks = scheduler.schedule()
+    assert [chunk.sequence for chunk in chunks] == [young]
+    assert len(young.pages) * 4 >= len(young.tokens) >= 8
 
 
 def test_a_preempted_request_goes_before_those_that_came_later():
@@ -175,9 +270,24 @@ def check_step(scheduler: Scheduler, chunks: list[Chunk]) -> None:
     rows = [sequence.row for sequence in scheduler.running]
     assert len(set(rows)) == len(rows)
     assert set(rows) <= set(range(sizes.max_batch))
-    owned = [page for sequence in scheduler.running for page in sequence.pages]
-    assert len(set(owned)) == len(owned)
-    assert 0 not in owned
-    assert len(owned) + scheduler.pages.free == sizes.num_pages - 1
+    check_pages(scheduler)
     for sequence in scheduler.waiting:
         assert (sequence.row, sequence.pages, sequence.computed) == (-1, [], 0)
+
+
+def check_pages(scheduler: Scheduler) -> None:
+    """Pages are in use or free; what two use is a full page at the same place in both, behind the same tokens."""
+    sizes = scheduler.limits
+    owners: dict[int, tuple[Generation, int]] = {}
+    for sequence in scheduler.running:
+        assert len(set(sequence.pages)) == len(sequence.pages)
+        for place, page in enumerate(sequence.pages):
+            other, other_place = owners.setdefault(page, (sequence, place))
+            if other is not sequence:
+                end = (place + 1) * sizes.page_tokens
+                assert place == other_place
+                assert sequence.request.cache_salt == other.request.cache_salt
+                assert sequence.tokens[:end] == other.tokens[:end]
+                assert min(sequence.computed, other.computed) >= end, "one of them would still write to it"
+    assert 0 not in owners
+    assert len(owners) + scheduler.pages.free == sizes.num_pages - 1

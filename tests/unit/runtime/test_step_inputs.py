@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from max.compiler.limits import Limits
+from max.runtime.model import Buffer
 from max.runtime.request import Generation, Request
 from max.runtime.scheduler import Chunk
 from max.runtime.step_inputs import StepInputs, make_inputs
@@ -24,9 +25,9 @@ def named(inputs: StepInputs) -> dict[str, np.ndarray]:
 
 
 def test_a_decode_between_two_prompts():
-    decode = Chunk(sequence(2, [10, 11, 12, 13, 14, 15], [3, 9]), 5, 1)
-    part = Chunk(sequence(0, [20, 21, 22, 23, 24, 25], [5, 1]), 3, 2)
-    whole = Chunk(sequence(1, [30, 31], [4]), 0, 2)
+    decode = Chunk(sequence(2, [10, 11, 12, 13, 14, 15], [3, 9]), 5, 1, True)
+    part = Chunk(sequence(0, [20, 21, 22, 23, 24, 25], [5, 1]), 3, 2, False)
+    whole = Chunk(sequence(1, [30, 31], [4]), 0, 2, True)
     inputs = make_inputs([decode, part, whole], LIMITS)
     assert inputs.graph == "step_t8_r3"
     assert inputs.sampled == [decode, whole]
@@ -44,14 +45,27 @@ def test_a_decode_between_two_prompts():
 
 
 def test_a_step_that_samples_nothing_still_has_a_graph():
-    inputs = make_inputs([Chunk(sequence(0, list(range(9)), [1, 2]), 0, 8)], LIMITS)
+    inputs = make_inputs([Chunk(sequence(0, list(range(9)), [1, 2]), 0, 8, False)], LIMITS)
     assert (inputs.graph, inputs.sampled) == ("step_t8_r1", [])
 
 
+def test_a_token_in_flight_is_taken_from_the_ids_of_the_step_before():
+    known = Chunk(sequence(0, [7, 8], [1]), 1, 1, True)
+    waited_for = sequence(1, [5], [2])
+    waited_for.in_flight = 1
+    previous = Buffer(None, "int32", (3,))
+    inputs = make_inputs([known, Chunk(waited_for, 1, 1, True)], LIMITS, {waited_for: 2}, previous)
+    arrays = named(inputs)
+    assert arrays["prev_ids"] is previous
+    assert arrays["tokens"].tolist() == [8, 0]
+    assert arrays["token_src"].tolist() == [-1, 2]
+    assert arrays["slots"].tolist() == [4 + 1, 8 + 1]
+
+
 def test_small_steps_give_as_many_rows_as_tokens():
-    chunk = Chunk(sequence(0, [5], [1]), 0, 1)
+    chunk = Chunk(sequence(0, [5], [1]), 0, 1, True)
     assert make_inputs([chunk], LIMITS).graph == "step_t1_r1"
-    both = [chunk, Chunk(sequence(1, [5], [2]), 0, 1)]
+    both = [chunk, Chunk(sequence(1, [5], [2]), 0, 1, True)]
     assert make_inputs(both, LIMITS).graph == "step_t2_r2"
 
 
@@ -64,7 +78,7 @@ def test_every_graph_named_is_one_that_is_built_and_every_slot_is_the_rows_own(l
     chunks = []
     for row, (start, count) in enumerate(lengths):
         held = [row * 4 + 1 + i for i in range(4)]
-        chunks.append(Chunk(sequence(row, list(range(100, 100 + start + count)), held), start, count))
+        chunks.append(Chunk(sequence(row, list(range(100, 100 + start + count)), held), start, count, True))
     inputs = make_inputs(chunks, LIMITS)
     built = {f"step_t{tokens}_r{rows}" for tokens in LIMITS.token_buckets for rows in LIMITS.logit_rows(tokens)}
     assert inputs.graph in built
