@@ -51,7 +51,8 @@ OPTIONS: dict[str, Case] = {
     "no context": (["--max-length", "1"], "--max-length: '1'"),
     "batch of none": (["--max-batch-size", "0"], "--max-batch-size: '0'"),
     "warmups below": (["--num-warmups", "-1"], "--num-warmups: '-1'"),
-    "unknown device": (["--devices", "gpu"], "'gpu'"),
+    "no such device": (["--devices", "gpu"], "no GPU"),
+    "unknown device": (["--devices", "npu"], "'npu'"),
     "unknown policy": (["--cache-policy", "sometimes"], "'sometimes'"),
     "cache of no size": (["--max-cache-size", "0"], "--max-cache-size: '0'"),
     "encoding": (["--quantization-encoding", "gptq"], "--quantization-encoding gptq is not supported"),
@@ -84,7 +85,7 @@ MODELS: dict[str, str] = {
     "lying offsets": "takes another size than its offsets",
     "overlapping offsets": "overlaps the tensor before it",
     "wrong tensors": "the tensors in",
-    "integer weights": "not of a float type",
+    "integer weights": "of a type that is not read",
     "no tokenizer": "has no tokenizer.json",
     "damaged tokenizer": "tokenizer.json cannot be read",
     "damaged defaults": "temperature is 'hot'",
@@ -197,7 +198,7 @@ def _cases(folder: Path, model: Path, filled_cache: Path, small: tuple[str, ...]
         cases[f"warm {name}"] = ["generate", *place, *warm, "--prompt", "x", *OPTIONS[name][0]]
     cases["built-in"] = ["generate", *place, "--prompt", "x", "--seed", "-1"]
     cases["hub name"] = ["generate", *place, "--prompt", "x", "--model", "meta-llama/Llama-3.2-1B"]
-    for target in ("foo", "cuda:sm_90", ""):
+    for target in ("foo", "cuda:sm_91", ""):
         cases[f"target {target}"] = ["warm-cache", "--model", str(model), *place, "--target", target]
     for name, text in {"near": "temprature: 1", "nested": "generate_config: 3", "value": "top_k: many"}.items():
         (folder / f"{name}.yaml").write_text(text)
@@ -296,7 +297,7 @@ def test_a_near_setting_is_named(outcomes) -> None:
     _refused(outcomes["yaml value"], "top_k in ")
 
 
-@pytest.mark.parametrize("target", ["foo", "cuda:sm_90", ""])
+@pytest.mark.parametrize("target", ["foo", "cuda:sm_91", ""])
 def test_a_target_that_there_is_not(outcomes, target: str) -> None:
     assert "cpu:native" in _refused(outcomes[f"target {target}"], repr(target))[1]
 
