@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 
 from .random_model import write_checkpoint
+from .serve_startup import first_answer
 
 _PROMPT = ("--prompt", "robot:", "--max-new-tokens", "16", "--temperature", "0")
 
@@ -131,6 +132,10 @@ class _Bench:
             Row("cached warm-cache, built-in model", "s", 1.0, 17),
             lambda: _run(self.ours, ["warm-cache"], self.warm).seconds,
         )
+        self.measure(
+            Row("warm serve to its first answer, built-in model", "s", 3.0, 23),
+            lambda: first_answer(self.ours, [], self.warm),
+        )
 
     def peer_model(self) -> None:
         """The same warm start as the peer's, on a random model of the built-in one's size."""
@@ -170,6 +175,10 @@ class _Bench:
         self.measure(Row("warm generate of 16 tokens, 349 M model", "s", 5.0), warm)
         self.rows.append(Row("its peak memory", "MB", weights * 1.25 + 600, 4280, peaks))
         self.report(self.rows[-1])
+        self.measure(
+            Row("warm serve to its first answer, 349 M model", "s", 5.0),
+            lambda: first_answer(self.ours, ["--model", str(model)], self.warm),
+        )
         _run(self.ours, [*command, "--cache-policy", "redo"], self.warm, MODULAR_DEBUG=f"ir-output-dir={dump}")
         size = sum(file.stat().st_size for file in dump.iterdir()) / 1e6
         self.rows.append(Row("IR dump, 349 M model", "MB", 20, 392, [size]))
