@@ -7,7 +7,6 @@ import os
 import socket
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 from ..runtime.config import ModelConfig, QueueConfig, SchedulingConfig
 from ..serve import log_format
@@ -41,21 +40,20 @@ def serve(settings: Settings) -> None:
     )
     supervisor = Supervisor(worker, config.zmq_endpoint_base)
     # From here on the worker loads; reading the tokenizer and importing what answers HTTP take place beside it.
-    text = ThreadPoolExecutor(1).submit(TextSide.load, folder, config.chat_template)
+    text = ThreadPoolExecutor(1).submit(TextSide.load, folder, config.chat_template, model.weight_path)
     with tempfile.TemporaryDirectory(prefix="max-metrics-") as shared:
         if config.api_workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared  # read when prometheus_client is imported
-        _serve_over(supervisor, config, config.model_name(model.model_path), folder, text, listener, level)
+        _serve_over(supervisor, config, config.model_name(model.model_path), worker, text, listener)
 
 
 def _serve_over(
     supervisor: Supervisor,
     config: ServerConfig,
     model_name: str,
-    folder: Path,
+    worker: WorkerConfig,
     text: Future[TextSide],
     listener: socket.socket,
-    level: str,
 ) -> None:
     import uvloop
 
@@ -73,10 +71,11 @@ def _serve_over(
         ApiWorkerConfig(
             server=config,
             model_name=model_name,
-            folder=folder,
+            folder=worker.folder,
+            weight_path=worker.pipeline.model.weight_path,
             endpoint=supervisor.endpoint,
             listener=listener.fileno(),
-            log_level=level,
+            log_level=worker.log_level,
         ),
         listener,
         config.api_workers - 1,

@@ -31,7 +31,9 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr)
     server = config.server
     log_format.set_up(structured=server.structured_logging, prefix=server.log_prefix, level=config.log_level)
-    text: Future[TextSide] = ThreadPoolExecutor(1).submit(TextSide.load, config.folder, server.chat_template)
+    text: Future[TextSide] = ThreadPoolExecutor(1).submit(
+        TextSide.load, config.folder, server.chat_template, config.weight_path
+    )
     process = ApiProcess(
         server,
         config.model_name,

@@ -17,6 +17,8 @@ class ApiWorkerConfig(BaseModel):
     server: ServerConfig
     model_name: str
     folder: Path
+    weight_path: Path | None = None
+    """Where the text side is read from as well, for a folder without a tokenizer."""
     endpoint: str
     listener: int
     """The file descriptor."""
