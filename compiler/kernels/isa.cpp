@@ -17,7 +17,7 @@ constexpr int kMaxChoices = 5;
 int choices(Choice (&found)[kMaxChoices]) {
   int count = 0;
   found[count++] = {&kBaselineKernels, true};
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");

@@ -1,5 +1,5 @@
 // The kernels for AVX2 with FMA.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
 #include <immintrin.h>
 
 #include <cstdint>

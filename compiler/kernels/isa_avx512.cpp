@@ -1,5 +1,5 @@
 // The kernels for AVX-512 (F, BW, DQ, VL).
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
 #include <immintrin.h>
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // The kernels for AVX-512 with products of bfloat16; all but the bf16 matmul are those of isa_avx512.cpp, compiled anew.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
 #include <immintrin.h>
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // The kernels for AVX-512 with integer products (VNNI); all but those of quantized weights are those of isa_avx512.cpp.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
 #include <immintrin.h>
 
 #include <cstdint>

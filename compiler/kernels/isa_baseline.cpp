@@ -1,4 +1,5 @@
-// The kernels for any CPU, in vectors of 4 floats: SSE2 on x86-64, NEON on aarch64.
+// The kernels for any CPU, in vectors of 4 floats: SSE2 on x86-64, NEON on aarch64. With MAX_KERNELS_PORTABLE they are all
+// that there is, without an intrinsic of any CPU.
 #include <cstdint>
 
 #include "isa.h"
@@ -6,7 +7,7 @@
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
-#elif defined(__SSE2__)
+#elif defined(__SSE2__) && !defined(MAX_KERNELS_PORTABLE)
 #include <xmmintrin.h>
 #endif
 
@@ -39,7 +40,7 @@ static inline FourInts load_signed_bytes(const uint8_t* p) {
                   static_cast<int8_t>(p[3])};
 }
 static inline uint32_t lane_bits(FourInts lanes) {
-#if defined(__SSE2__)
+#if defined(__SSE2__) && !defined(MAX_KERNELS_PORTABLE)
   return _mm_movemask_ps(reinterpret_cast<__m128>(lanes));
 #else
   return (lanes[0] & 1) | (lanes[1] & 2) | (lanes[2] & 4) | (lanes[3] & 8);

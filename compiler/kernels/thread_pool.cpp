@@ -13,7 +13,7 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
 #include <xmmintrin.h>
 #endif
 
@@ -24,7 +24,7 @@ namespace {
 constexpr auto kSpin = std::chrono::microseconds(100);
 
 void pause_briefly() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
   _mm_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
@@ -34,7 +34,7 @@ void pause_briefly() {
 // Workers and callers may come with different float modes; a chunk must give the same bits on each of them.
 class FlushDenormals {
  public:
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
   FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(0x9fc0); }  // flush both ways, nearest even, no traps
   ~FlushDenormals() { _mm_setcsr(before_); }
 

@@ -40,7 +40,7 @@ Floats multiply(Encoding encoding, Epilogue epilogue, const Floats& x, const Flo
   const auto put = [&](Columns columns, int64_t offset) {
     return pack({encoding, columns, Source::kF32, w.data() + offset, 1, inputs, inputs, outputs, 0, outputs, packed.data()});
   };
-  const bool gated = epilogue == Epilogue::kSwiglu;
+  const bool gated = is_gated(epilogue);
   std::string problem = put(gated ? Columns::kGate : Columns::kPlain, 0);
   if (gated && problem.empty()) problem = put(Columns::kUp, inputs * outputs);
   const int64_t rows = static_cast<int64_t>(x.size()) / inputs;
@@ -60,18 +60,35 @@ double product(const Floats& x, const Floats& w, int64_t inputs, int64_t row, in
   return sum;
 }
 
+double activated(Epilogue epilogue, double gate) {
+  if (epilogue == Epilogue::kSwiglu) return gate / (1 + std::exp(-gate));
+  if (epilogue == Epilogue::kGegluErf) return gate / 2 * std::erfc(-gate / std::sqrt(2.0));
+  return gate / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (gate + 0.044715 * gate * gate * gate)));
+}
+
+// How far a product of normal numbers may be off, in units of its standard deviation: what rounding the weights does.
+double tolerance_of(Encoding encoding) {
+  constexpr double tolerances[kNumEncodings] = {1e-5, 0.03, 0.06, 0.6, 0.5, 0.12};
+  return tolerances[static_cast<int>(encoding)];
+}
+
 void check_matmul(Encoding encoding, int64_t rows, int64_t inputs, int64_t outputs) {
   const Floats x = random_floats(rows * inputs, 1), w = random_floats(2 * inputs * outputs, 2);
-  const double tolerance = encoding == Encoding::kF32 ? 1e-5 : encoding == Encoding::kBf16 ? 3e-2 : 2e-1;
-  for (Epilogue epilogue : {Epilogue::kNone, Epilogue::kBias, Epilogue::kSwiglu}) {
+  const double deviation = std::sqrt(static_cast<double>(inputs)), tolerance = tolerance_of(encoding) * deviation;
+  for (int kind = 0; kind < kNumEpilogues; ++kind) {
+    const Epilogue epilogue = static_cast<Epilogue>(kind);
     const Floats y = multiply(encoding, epilogue, x, w, inputs, outputs);
     bool close = true;
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < outputs; ++c) {
-        double want = product(x, w, inputs, r, c);
+        double want = product(x, w, inputs, r, c), off = tolerance;
         if (epilogue == Epilogue::kBias) want += 0.5;
-        if (epilogue == Epilogue::kSwiglu) want = want / (1 + std::exp(-want)) * product(x, w, inputs, r, outputs + c);
-        close &= std::abs(y[r * outputs + c] - want) <= tolerance * inputs;  // false for NaN
+        if (is_gated(epilogue)) {
+          const double up = product(x, w, inputs, r, outputs + c);
+          off = tolerance * (2 * std::abs(want) + 2 * std::abs(up) + tolerance);
+          want = activated(epilogue, want) * up;
+        }
+        close &= std::abs(y[r * outputs + c] - want) <= off + 1e-4;  // false for NaN
       }
     }
     expect(close, "a matmul is close to float64", kernels()->name);
@@ -235,7 +252,7 @@ int main(int count, char** arguments) {
   check_loops();
   // ThreadSanitizer does not follow a child that starts threads.
   if (count == 1 || std::string(arguments[1]) != "without-fork") check_fork();
-  for (const char* isa : {"baseline", "avx2", "avx512", "avx512_bf16"}) {
+  for (const char* isa : {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}) {
     if (!isa_is_supported(isa)) continue;
     expect(select_isa(isa).empty(), "a supported instruction set can be selected", isa);
     for (Encoding encoding : {Encoding::kF32, Encoding::kBf16}) {
@@ -243,8 +260,10 @@ int main(int count, char** arguments) {
       check_matmul(encoding, 13, 33, 47);
       check_matmul(encoding, 101, 16, 64);
     }
-    check_matmul(Encoding::kQ8_0, 1, 32, 5);
-    check_matmul(Encoding::kQ8_0, 13, 96, 47);
+    for (Encoding encoding : {Encoding::kQ8_0, Encoding::kQ4_0, Encoding::kQ4K, Encoding::kQ6K}) {
+      for (int64_t rows : {1, 5, 8, 12, 13}) check_matmul(encoding, rows, 256, 47);
+      check_matmul(encoding, 197, 512, 33);
+    }
     check_argmax();
     check_norm();
     check_logprobs();
