@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,19 +99,15 @@ def _request(port: int, rng: random.Random) -> tuple[str, int]:
     }
     drops = rng.random() < 0.1
     chunks = 0
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_S)
-    try:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_S)) as connection:
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            response.read()
-            return str(response.status), 0
-        while line := response.readline():
-            chunks += line.startswith(b"data: {")
-            if drops and chunks:
-                return "dropped", chunks
-    finally:
-        connection.close()
+        with connection.getresponse() as response:
+            if response.status != 200:
+                return str(response.status), 0
+            while line := response.readline():
+                chunks += line.startswith(b"data: {")
+                if drops and chunks:
+                    return "dropped", chunks
     return "finished", chunks
 
 
@@ -120,11 +116,11 @@ def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
     while time.monotonic() < ends:
         if server.poll() is not None:
             raise SystemExit(server.returncode)  # it has said why
-        with suppress(OSError):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        with suppress(OSError), closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
             connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
+            with connection.getresponse() as response:
+                if response.status == 200:
+                    return
         time.sleep(0.1)
     raise TimeoutError("the server does not become ready")
 
