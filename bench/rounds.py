@@ -67,6 +67,7 @@ class Turns:
     def write(self, file: Path) -> None:
         rows = sorted(self.all, key=lambda turn: (_cell(turn), turn.round))
         lines = ",\n".join(json.dumps(asdict(turn)) for turn in rows)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
     @staticmethod
