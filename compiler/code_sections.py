@@ -54,7 +54,7 @@ class Code:
         known = {name: self.types[name] for name in self.compiled} if self.target.runs_here() else {}
         chosen = sorted(known, key=lambda name: sum(type.nbytes for type in known[name][0]))[:8]
         results = {}
-        for name in filter(lambda name: probe.fits(known[name][0]), chosen):
+        for name in filter(lambda name: probe.fits([*known[name][0], *known[name][1]]), chosen):
             arguments, outputs = known[name]
             executable = xla.load_executable(self.compiled[name].executable, outputs)
             results[name] = probe.run(executable, name, arguments)

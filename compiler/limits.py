@@ -10,6 +10,9 @@ _POOL_BYTES = 256 << 20  # pages of the default pool on CPU, unless one row of f
 _ROW_BYTES = 1 << 30  # pages of one row at the default length: no surprise when a model was made for 128k tokens
 
 
+NEW_PAGES = "new_pages"
+"""The graph that makes the pages of a text pipeline, where it has one; its outputs have the names of the state."""
+
 PageFormat = Literal["float32", "bfloat16"]
 """What keys and values are kept in; scores and sums are float32 in any case."""
 

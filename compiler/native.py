@@ -36,6 +36,7 @@ HANDLERS = (
     "max_matmul_q6_k_v1",
     *("max_attention_v2", "max_argmax_v1", "max_sample_v1", "max_logprobs_v1"),
     *("max_rms_norm_v1", "max_add_rms_norm_v1"),
+    "max_lazy_zeros_v1",
 )
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 

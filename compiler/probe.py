@@ -19,12 +19,12 @@ from .graph import TensorType
 
 TOLERANCE = 1e-4
 _KEPT_VALUES = 8
-_MAX_ARGUMENT_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 
 
-def fits(arguments: Sequence[TensorType]) -> bool:
-    """Whether an executable is small enough to be probed at every build."""
-    return sum(type.nbytes for type in arguments) <= _MAX_ARGUMENT_BYTES
+def fits(tensors: Sequence[TensorType]) -> bool:
+    """Whether an executable with these arguments and results is small enough to be probed at every build."""
+    return sum(type.nbytes for type in tensors) <= _MAX_BYTES
 
 
 def run(executable: xla.Executable, name: str, arguments: Sequence[TensorType]) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ def build_text_pipeline(architecture: str, config: Any, limits: Limits, table: W
     decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0), own_head=table.is_packed))
     module = Module(architecture)
     builder = StepBuilder(decoder, config, limits, table)
+    if table.is_packed:
+        builder.add_pages(module)
     for tokens in limits.token_buckets:
         for rows in limits.logit_rows(tokens):
             builder.add(module, tokens, rows)

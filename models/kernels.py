@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -62,6 +63,11 @@ def add_rms_norm(x: jax.Array, delta: jax.Array, weight: jax.Array, eps: float) 
     call = jax.ffi.ffi_call("max_add_rms_norm_v1", (result, result), input_output_aliases={0: 0})
     total, normed = call(x, delta, weight, epsilon=np.float32(eps))
     return total, normed
+
+
+def lazy_zeros(like: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    """Zeros of these shapes and dtypes in memory that is taken when it is written."""
+    return list(jax.ffi.ffi_call("max_lazy_zeros_v1", list(like))())
 
 
 def argmax(x: jax.Array) -> jax.Array:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..compiler import Graph, Module, TensorType
-from ..compiler.limits import Limits
+from ..compiler.limits import NEW_PAGES, Limits
 from ..compiler.weights import WeightTable
-from .kernels import attention
+from .kernels import attention, lazy_zeros
 from .layers import split_heads
 from .paged_attention import Tiles, make_tiles, paged_attention, write_pages
 from .rope import Rope, rope_tables, rotate
@@ -122,6 +122,11 @@ class StepBuilder:
 
         types = {name: TensorType("int32", shape) for name, shape in inputs.items()}
         return Graph(name, step, types, weights=self.weights, state=self.state, outputs=("logits",), module=module)
+
+    def add_pages(self, module: Module) -> Graph:
+        """Adds the graph that makes the pages, zeros in memory of the device that may be donated."""
+        like = [jax.ShapeDtypeStruct(type.shape, type.dtype) for type in self.state.values()]
+        return Graph(NEW_PAGES, lambda: tuple(lazy_zeros(like)), {}, outputs=tuple(self.state), module=module)
 
     # Each part is jitted, so that it is lowered to a function of its own, once, and called; and kept, so that steps of
     # the same tokens share its trace.

@@ -13,7 +13,7 @@ from .. import CacheError
 from ..cache.key import Key
 from ..cache.store import Store
 from ..compiler import threads, xla, xla_targets
-from ..compiler.limits import Limits
+from ..compiler.limits import NEW_PAGES, Limits
 from . import prepared
 from .config import SchedulingConfig
 from .engine import Engine
@@ -97,7 +97,7 @@ def _load(
         weights = pool.submit(_weights, found)
         xla_targets.use_device(device)
         xla.start_client()
-        pages = pool.submit(state.allocate, compiled.graphs[_decoding(limits)].state)
+        pages = pool.submit(_make_pages, compiled, limits, executables, state)
         code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]
         try:
             arrays = weights.result()
@@ -121,6 +121,15 @@ def _first_needed(compiled: CompiledModels, limits: Limits, prompt_tokens: int) 
     bucket = next(bucket for bucket in limits.token_buckets if bucket >= min(prompt_tokens, largest))
     graphs = (f"step_t{bucket}_r{limits.logit_rows(bucket)[0]}", _decoding(limits))
     return list(dict.fromkeys(name for graph in graphs for name, _ in compiled.graphs[graph].calls))
+
+
+def _make_pages(compiled: CompiledModels, limits: Limits, executables: Executables, state: State) -> None:
+    graph = compiled.graphs.get(NEW_PAGES)
+    if graph is None:
+        state.allocate(compiled.graphs[_decoding(limits)].state)
+        return
+    for spec, buffer in zip(graph.outputs, Model(graph, executables, {}, state)(), strict=True):
+        state.keep(spec, buffer.array)
 
 
 def _decoding(limits: Limits) -> str:

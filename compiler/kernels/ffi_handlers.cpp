@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "lazy_zeros.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -164,6 +165,15 @@ ffi::Error logprobs_handler(F32Matrix logits, IndexVector ids, ffi::Result<ffi::
                             top->typed_data(), dims[0], dims[1], top_dims[1]}));
 }
 
+ffi::Error lazy_zeros_handler(ffi::RemainingRets results) {
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto result = results.get<ffi::AnyBuffer>(i);
+    if (!result.has_value()) return result.error();
+    make_lazy_zeros((*result)->untyped_data(), static_cast<int64_t>((*result)->size_bytes()));
+  }
+  return ffi::Error::Success();
+}
+
 auto matmul_binding() {
   return ffi::Ffi::Bind().Arg<F32Buffer>().Arg<Bytes>().RemainingArgs().Ret<F32Buffer>().Attr<int64_t>("epilogue");
 }
@@ -234,3 +244,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(max_add_rms_norm_v1, add_rms_norm_handler, add_rms
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v1, logprobs_handler, logprobs_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_sample_v1, sample_handler, sample_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_lazy_zeros_v1, lazy_zeros_handler, ffi::Ffi::Bind().RemainingRets());

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-GRAPHS = ["sample_full_r1", "sample_greedy_r1", "sample_logprobs_r1", "step_t1_r1", "step_t2_r1"]
+GRAPHS = ["new_pages", "sample_full_r1", "sample_greedy_r1", "sample_logprobs_r1", "step_t1_r1", "step_t2_r1"]
 _CHILD = "import sys; from max.cli.main import run; print(run(sys.argv[1:]), 'jax' in sys.modules, file=sys.stderr)"
 
 
