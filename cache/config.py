@@ -18,6 +18,18 @@ def _positive(size: ByteSize) -> ByteSize:
     return size
 
 
+REMOTE_SCHEMES = ("s3", "gs", "az", "azure", "abfs", "abfss", "http", "https", "file")
+
+
+def _remote(url: str | None) -> str | None:
+    scheme, found, place = (url or "").partition("://")
+    if url is not None and not (found and place and scheme in REMOTE_SCHEMES):
+        raise ValueError(
+            f"must begin with one of {', '.join(f'{name}://' for name in REMOTE_SCHEMES)} and name a place"
+        )
+    return url
+
+
 class CacheConfig(Section):
     """The store of compiled artifacts and prepared weights."""
 
@@ -37,12 +49,23 @@ class CacheConfig(Section):
     min_free_space: ByteSize = setting(ByteSize(0), compiles=False)
     """Bytes to leave free on the cache's disk, such as 10GB: the least recently used goes when there are fewer."""
 
+    cache_remote: Annotated[str | None, AfterValidator(_remote)] = setting(None, compiles=False)
+    """Place to look for artifacts that the cache lacks: s3://, gs://, az://, http(s):// or file://; only read,
+    `max cache push` fills it."""
+
     require_signed: bool = setting(False, compiles=False)
     """Use no stored artifact but those signed with a trusted key."""
 
     trusted_keys: Path | None = setting(None, compiles=False)
     """File of public keys, one in a line, as `max cache key new` prints them
     [default: $XDG_CONFIG_HOME/max/trusted-keys or ~/.config/max/trusted-keys]."""
+
+    export_mefs: Path | None = setting(None, compiles=False)
+    """Folder to write the artifact to as well, with a manifest, for --precompiled-mefs."""
+
+    precompiled_mefs: tuple[Path, ...] = setting((), compiles=False)
+    """Folder that --export-mefs has filled: the artifact comes from there or the command fails, nothing is compiled;
+    may be given more than once."""
 
     @property
     def folder(self) -> Path:

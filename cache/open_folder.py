@@ -40,6 +40,9 @@ class OpenFolder:
         self.trust = trust
         self.is_private = True
         """Whether nobody else can have put files here; otherwise signed artifacts are used, and nothing is kept."""
+        self.remote_url: str | None = None
+        self.export_folder: Path | None = None
+        self.precompiled: tuple[Path, ...] = ()
         self.readable = False
         self.writable = False
         self.counters = Counters()
@@ -48,11 +51,14 @@ class OpenFolder:
         self._unusable: set[Path] = set()
         self._in_use: set[str] = set()
         self._published: set[str] = set()
+        self._elsewhere: dict[str, Path] = {}
 
     @classmethod
     def open(cls, config: "CacheConfig") -> Self:
         """Opens the configured folder, and makes it if need be. Never fails: an unusable folder is one warning."""
         opened = cls(config.folder, config.cache_policy, Bounds.of(config), Trust.of(config))
+        opened.remote_url = config.cache_remote
+        opened.export_folder, opened.precompiled = config.export_mefs, config.precompiled_mefs
         if opened.policy != "off":
             opened._open_root(fills=opened.policy in ("on", "redo"))
         return opened

@@ -12,6 +12,7 @@ tmp/ leases/ quarantine/ VERSION
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -33,7 +34,7 @@ from .verdict import Verdict, verdict_name
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["exact", "compatible"]
+Kind = Literal["exact", "compatible", "remote", "precompiled"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,16 @@ class Store(CheckpointStore):
 
         serves: tells by its factors whether an artifact of another key does as well, such as one compiled for fewer
                 instruction sets; asked when there is none of the key itself
-        Raises: ConfigError on a miss under the policy `require`, naming what differs from the nearest artifact.
+        Raises: ConfigError on a miss under the policy `require` or among --precompiled-mefs, naming what differs from
+        the nearest artifact.
         """
         with self._timed():
+            if self.precompiled:
+                return self._hit(self._precompiled(key, serves))
             found = self._find(key)
-            other = self._compatible(key, serves) if serves and not isinstance(found, Mef) else None
-        if isinstance(found, Mef):
-            return self._hit(Found(found, key, "exact"))
+            if isinstance(found, Mef):
+                return self._hit(Found(found, key, "exact"))
+            other = self._from_remote(key) or (self._compatible(key, serves) if serves else None)
         if other is not None:
             return self._hit(other)
         self.counters.misses[found] += 1
@@ -84,6 +88,29 @@ class Store(CheckpointStore):
         self.counters.bytes_read += found.mef.size
         log.info("cache hit key=%s kind=%s bytes=%d", found.key, found.kind, found.mef.size)
         return found
+
+    def _precompiled(self, key: Key, serves: Callable[[dict[str, Any]], bool] | None) -> Found:
+        from .exported import find_precompiled
+
+        found = find_precompiled(self.precompiled, key, self.trust, serves)
+        self._elsewhere[found.mef.id] = found.path
+        return Found(found.mef, found.key, "precompiled")
+
+    def _from_remote(self, key: Key) -> Found | None:
+        """Asks the remote; trouble with it is a warning and a miss."""
+        if self.remote_url is None or self.policy in ("off", "redo"):
+            return None
+        from .remote import Remote
+
+        try:
+            mef = Remote(self.remote_url, self.trust).fetch(key, self)
+        except CacheError as error:
+            self._warn("remote", f"going on without the remote: {error.message}; {error.hint}")
+            return None
+        if mef is None:
+            return None
+        self.counters.bytes_fetched += mef.size
+        return Found(mef, key, "remote")
 
     def _compatible(self, key: Key, serves: Callable[[dict[str, Any]], bool]) -> Found | None:
         for _, record in records(self):
@@ -129,8 +156,28 @@ class Store(CheckpointStore):
         self.evict()
         return mef
 
+    def adopt(self, key: Key, expected: str, path: Path, signatures: SignatureRecord | None, *, command: str) -> Mef:
+        """Keeps an artifact that has come from elsewhere, in a file from `temporary`, once all of it has been checked.
+
+        expected: its id
+        signatures: kept beside it; whoever trusts their keys may use it
+        Raises: CacheError when it is damaged or another one, or cannot be kept.
+        """
+        mef = Mef.open(path)
+        if mef.id != expected:
+            raise CacheError(f"it is the artifact {mef.id[:12]} and not {expected[:12]}", "it is compiled here instead")
+        mef.check()
+        kept = self.publish(key, lambda target: os.replace(path, target), command=command)
+        if kept is None:
+            raise CacheError(f"it cannot be kept in {self.root}", "`max cache doctor` says why")
+        if signatures is not None:
+            self.add_signatures(signatures)
+        return kept
+
     def artifact_path(self, artifact: Mef) -> Path | None:
         """Returns the file of an artifact, or None where it is not kept."""
+        if artifact.id in self._elsewhere:
+            return self._elsewhere[artifact.id]
         path = self._path("blobs", artifact.id)
         return path if self.readable and path.is_file() else None
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .. import CacheError, ConfigError
 from ..cache import mef
 from ..cache.binding import Binding, BoundFile, binding_digest, checkpoint_identity
+from ..cache.exported import export_to
 from ..cache.fields import Section, compile_factors
 from ..cache.key import Key, file_digest, lowered_key, make_key, source_digest, toolchain
 from ..cache.lease import Waiting
@@ -140,10 +141,17 @@ class Preparation:
         weights = self.store.prepared_path(binding.prepared)
         if weights is None:
             return None
-        stored = self._lookup(Key(binding.key, binding.factors))
+        try:
+            stored = self._lookup(Key(binding.key, binding.factors))
+        except ConfigError:
+            # The binding may name an artifact that does as well as the one among --precompiled-mefs.
+            if not self.store.precompiled:
+                raise
+            return None
         if stored is None or not self._is_complete(stored.mef):
             return None
         self.report.key, self.report.reason = stored.key.digest, "bound"
+        self._export(stored.key, stored.mef)
         ready = PreparedWeights(weights, binding.prepared, None)
         found = Prepared(stored.mef, self.store.artifact_path(stored.mef), ready, self.report)
         self.check(found.limits.max_length, found.compiled.vocab_size)
@@ -177,9 +185,16 @@ class Preparation:
             if self.target.runs_here() and not is_lowered(found.mef):
                 check_sound(found.mef, self.store.artifact_path(found.mef), self.store)
         except CacheError as error:
+            if found.kind == "precompiled":
+                raise ConfigError(error.message, "Export one that this host can run.") from error
             self.store.quarantine(found.key, error)
             return None
         return found
+
+    def _export(self, key: Key, artifact: Mef) -> None:
+        """Writes the artifact to the folder of --export-mefs, if there is one."""
+        if self.store.export_folder is not None:
+            export_to(self.store.export_folder, key, artifact, self.store.signatures(key.digest))
 
     # --- the way through the architecture's config ---
 
@@ -212,6 +227,7 @@ class Preparation:
         wanted = self.wanted()
         key, artifact = self._artifact(wanted)
         self.report.key = key.digest
+        self._export(key, artifact)
         ready = find_or_prepare(
             wanted.weights,
             self.checkpoint,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from .. import CacheError
 from ..cache import mef
@@ -43,15 +44,13 @@ def machine_digest() -> str:
 def check_sound(artifact: mef.Mef, path: Path | None, store: Store) -> None:
     """Raises CacheError unless the artifact is known to be sound here; finds it out when nobody has.
 
-    path: where it lies; None for one that is in memory only, which this process has compiled
+    path: where it lies; None for one that is in memory only
     """
-    if path is None:
-        return
     machine = machine_digest()
     verdict = store.verdict(artifact.id, machine)
     if verdict is None:
         logger.info("trial artifact=%s", artifact.id[:12])
-        trouble = try_artifact(path)
+        trouble = try_artifact(path) if path else _try_in_memory(artifact)
         verdict = _verdict(artifact.id, machine, trouble)
         store.keep_verdict(verdict)
     if not verdict.sound:
@@ -65,6 +64,16 @@ def vouch(artifact: mef.Mef, store: Store) -> None:
 
 def _verdict(artifact_id: str, machine: str, trouble: str) -> Verdict:
     return Verdict(mef=artifact_id, machine=machine, sound=not trouble, detail=trouble, created=time.time())
+
+
+def _try_in_memory(artifact: mef.Mef) -> str:
+    try:
+        with NamedTemporaryFile(suffix=".mef") as file:
+            file.write(artifact.content())
+            file.flush()
+            return try_artifact(Path(file.name))
+    except OSError as error:
+        return f"it cannot be written to a file for its trial: {error.strerror}"
 
 
 def try_artifact(path: Path) -> str:

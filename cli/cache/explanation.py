@@ -24,7 +24,7 @@ from .options import print_json
 
 def explain_start(settings: Settings, as_json: bool) -> None:
     """Prints whether artifact and weights would be found; looks only, under whatever cache policy."""
-    config = settings.of(CacheConfig).model_copy(update={"cache_policy": "readonly"})
+    config = settings.of(CacheConfig).model_copy(update={"cache_policy": "readonly", "cache_remote": None})
     settings = Settings(config if isinstance(each, CacheConfig) else each for each in settings)
     model = settings.of(ModelConfig)
     folder = model_folder(model)
