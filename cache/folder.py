@@ -112,11 +112,11 @@ def write_small(path: Path, data: bytes, temporary_folder: Path) -> None:
 
 def move_into_place(temporary: Path, path: Path) -> None:
     """Makes a finished file durable and renames it to `path`, on the same file system. Raises: OSError."""
-    with open(temporary, "rb") as file:
+    with retrying(open, temporary, "rb") as file:
         os.fsync(file.fileno())
     path.parent.mkdir(mode=0o700, exist_ok=True)
     retrying(os.replace, temporary, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    descriptor = retrying(os.open, path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

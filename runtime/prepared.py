@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from .. import CacheError
+from ..cache.folder import retrying
 from ..compiler import native
 from .arena import Arena, Layout, Slot, place
 from .checkpoint import encoding_of
@@ -117,7 +118,7 @@ def load(
     than the arena, or does not have the id `expected_id`; CapacityError when there is no memory for a new arena.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = retrying(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             contents = read_contents(descriptor, path)
             if expected_id is not None and contents.id != expected_id:
@@ -326,7 +327,7 @@ def _read(
 
 def _read_exactly(descriptor: int, path: Path, buffer: memoryview, offset: int) -> None:
     while buffer:
-        got = os.preadv(descriptor, [buffer], offset)
+        got = retrying(os.preadv, descriptor, [buffer], offset)
         if not got:
             raise damaged(path, f"it ends at byte {offset}")
         buffer, offset = buffer[got:], offset + got

@@ -22,6 +22,7 @@ import numpy as np
 import xxhash
 
 from .. import CacheError
+from ..cache.folder import retrying
 from .arena import ALIGNMENT, Slot, place
 
 HEADER_BYTES = 4096
@@ -93,7 +94,7 @@ def damaged(path: Path, what: str) -> CacheError:
 
 def read_contents(descriptor: int, path: Path) -> Contents:
     """Reads header and TOC; raises CacheError for a damaged, truncated, foreign or otherwise packed file."""
-    header = os.pread(descriptor, HEADER_BYTES, 0)
+    header = retrying(os.pread, descriptor, HEADER_BYTES, 0)
     if header[: len(_MAGIC)] != _MAGIC:
         raise damaged(path, "not a file of prepared weights")
     if len(header) < HEADER_BYTES:
@@ -108,7 +109,7 @@ def read_contents(descriptor: int, path: Path) -> Contents:
         raise damaged(path, f"{actual_bytes} bytes long, its header says {file_bytes}")
     if offset < HEADER_BYTES or toc_bytes > _MAX_TOC_BYTES or offset + toc_bytes != file_bytes:
         raise damaged(path, "the header is damaged")
-    toc = os.pread(descriptor, toc_bytes, offset)
+    toc = retrying(os.pread, descriptor, toc_bytes, offset)
     if hashlib.sha256(toc).digest() != digest:
         raise damaged(path, "the table of contents is damaged")
     try:
@@ -120,7 +121,7 @@ def read_contents(descriptor: int, path: Path) -> Contents:
 def check_file(path: Path, expected_id: str) -> None:
     """Reads the whole file and compares every hash; raises CacheError for a damaged one and for another's content."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = retrying(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from None
     try:
@@ -129,7 +130,7 @@ def check_file(path: Path, expected_id: str) -> None:
             raise damaged(path, f"its id is {contents.id[:12]}, {expected_id[:12]} is needed")
         stop = HEADER_BYTES + contents.data_bytes
         for offset, digest in zip(range(HEADER_BYTES, stop, CHUNK_BYTES), contents.chunks, strict=True):
-            chunk = os.pread(descriptor, min(CHUNK_BYTES, stop - offset), offset)
+            chunk = retrying(os.pread, descriptor, min(CHUNK_BYTES, stop - offset), offset)
             if xxhash.xxh3_64_intdigest(chunk) != digest:
                 raise damaged(path, f"the chunk at byte {offset} is damaged")
     except OSError as error:

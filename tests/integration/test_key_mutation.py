@@ -1,0 +1,137 @@
+"""Every setting flipped: another key, or the same graphs. What changes code behind the key's back fails here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from max.cache.key import make_key
+from max.cli.resolution import resolve
+from max.cli.sections import PIPELINE_SECTIONS
+from max.compiler import xla
+from max.models.build import build_text_pipeline
+from max.runtime.checkpoint import Checkpoint
+from max.runtime.preparation import Preparation, Wanted
+from max.serve.pipeline import PipelineConfig, preparation_of
+
+BASE: dict[str, Any] = {
+    "max_batch_size": 2,
+    "max_batch_input_tokens": 2,
+    "max_length": 64,
+    "kv_cache_page_size": 16,
+    "cache_policy": "off",
+}
+# Of each field, values that differ from BASE and from the default.
+FLIPPED: dict[str, tuple[Any, ...]] = {
+    "model_path": ("COPY",),
+    "weight_path": ("COPY/model.safetensors",),
+    "rope_type": ("normal", "neox"),
+    "quantization_encoding": ("bfloat16", "q8_0"),
+    "max_length": (32, 65),
+    "devices": ("cpu:native",),
+    "use_subgraphs": (False,),
+    "max_batch_size": (1, 3),
+    "max_batch_input_tokens": (1, 4),
+    "max_batch_total_tokens": (64, 100),
+    "kv_cache_page_size": (8, 32),
+    "cache_dir": ("/elsewhere",),
+    "cache_policy": ("readonly",),
+    "max_cache_size": ("1GB",),
+    "max_cache_age": (3.0,),
+    "min_free_space": ("1GB",),
+    "cache_remote": ("file:///elsewhere",),
+    "require_signed": (True,),
+    "trusted_keys": ("/elsewhere",),
+    "export_mefs": ("/elsewhere",),
+    "precompiled_mefs": (("/elsewhere",),),
+}
+
+
+@pytest.fixture(scope="module")
+def copied(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(model, tmp_path_factory.mktemp("copied") / "model"))
+
+
+def preparation(model: Path, settings: Mapping[str, Any]) -> Preparation:
+    resolved = resolve(PIPELINE_SECTIONS, {"model_path": model, **BASE, **settings}, None, {})
+    config = PipelineConfig(model=resolved[0], compiling=resolved[1], batch=resolved[2], cache=resolved[3])
+    assert [type(each) for each in resolved] == list(PIPELINE_SECTIONS)
+    section = config.model
+    assert section.model_path is not None
+    checkpoint = Checkpoint.open(section.model_path, section.weight_path, section.rope_order)
+
+    def text() -> Any:
+        raise AssertionError("nothing is bound here")
+
+    return preparation_of(config, checkpoint, text, lambda *_: None, keep_weights=False)
+
+
+def graphs(prepared: Preparation, wanted: Wanted) -> list[str]:
+    """The jaxprs of the smallest step and of its samplers."""
+    module = build_text_pipeline(prepared.checkpoint.architecture, wanted.config, wanted.limits, wanted.weights)
+    platform = prepared.target.xla_platform
+    chosen = [graph for name, graph in module.graphs.items() if name.endswith("_r1") and not name.startswith("step_t2")]
+    return [xla.lower(graph, platform).jaxpr for graph in chosen]
+
+
+@pytest.fixture(scope="module")
+def base(model: Path) -> tuple[Wanted, list[str]]:
+    prepared = preparation(model, {})
+    wanted = prepared.wanted()
+    return wanted, graphs(prepared, wanted)
+
+
+def test_every_setting_is_flipped_here() -> None:
+    fields = {name for section in PIPELINE_SECTIONS for name in section.model_fields}
+    assert fields == FLIPPED.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [pair for name, values in FLIPPED.items() for pair in ((name, value) for value in values)]
+)
+def test_a_flipped_setting_is_another_key_or_the_same_graphs(model: Path, copied: Path, base, name, value) -> None:
+    if isinstance(value, str):
+        value = value.replace("COPY", str(copied))
+    prepared = preparation(model, {name: value})
+    wanted = prepared.wanted()
+    if wanted.key.digest == base[0].key.digest:
+        assert graphs(prepared, wanted) == base[1]
+
+
+def test_the_comparison_sees_a_difference(model: Path, base) -> None:
+    """The graphs of a setting that is compiled in do differ."""
+    prepared = preparation(model, {"kv_cache_page_size": 32})
+    wanted = prepared.wanted()
+    assert wanted.key.digest != base[0].key.digest and graphs(prepared, wanted) != base[1]
+
+
+@functools.singledispatch
+def changed(value: object) -> Any:
+    raise AssertionError(f"no other value for {value!r}")
+
+
+changed.register(bool, lambda value: not value)
+changed.register(int, lambda value: value + 1)
+changed.register(float, lambda value: value * 2 + 1)
+changed.register(str, lambda value: value + "x")
+changed.register(tuple, lambda value: (*value, 1.0))
+
+
+def test_every_fact_of_the_model_is_in_the_key(base) -> None:
+    config, factors = base[0].config, base[0].key.factors
+    assert factors["config"] == make_key({"config": dataclasses.asdict(config)}).factors["config"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            inner = dataclasses.fields(value)[0]
+            other = dataclasses.replace(value, **{inner.name: changed(getattr(value, inner.name))})  # type: ignore[type-var]
+        else:
+            other = changed(value)
+        flipped = {**factors, "config": dataclasses.asdict(dataclasses.replace(config, **{field.name: other}))}
+        assert make_key(flipped).digest != base[0].key.digest, field.name
