@@ -68,7 +68,7 @@ class Store(CheckpointStore):
             found = self._find(key)
             if isinstance(found, Mef):
                 return self._hit(Found(found, key, "exact"))
-            other = self._from_remote(key) or (self._compatible(key, serves) if serves else None)
+            other = self._from_remote(key) or (self.search(serves) if serves else None)
         if other is not None:
             return self._hit(other)
         self.counters.misses[found] += 1
@@ -112,9 +112,10 @@ class Store(CheckpointStore):
         self.counters.bytes_fetched += mef.size
         return Found(mef, key, "remote")
 
-    def _compatible(self, key: Key, serves: Callable[[dict[str, Any]], bool]) -> Found | None:
+    def search(self, serves: Callable[[dict[str, Any]], bool]) -> Found | None:
+        """Returns the most recently used artifact whose factors `serves` accepts, uncounted; None where none does."""
         for _, record in records(self):
-            if record.key != key.digest and serves(record.factors):
+            if serves(record.factors):
                 other = Key(record.key, record.factors)
                 found = self._find(other)
                 if isinstance(found, Mef):

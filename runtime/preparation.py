@@ -35,7 +35,7 @@ from ..compiler.targets.toolchain import require as require_toolchain
 from ..compiler.weights import Packing, WeightTable
 from .checkpoint import Checkpoint
 from .config import BatchConfig, ModelConfig
-from .ladder import runs_here
+from .ladder import has_same_ir, runs_here
 from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
 from .trial import check_sound, vouch
@@ -280,7 +280,9 @@ class Preparation:
             if lease.found is not None:
                 self.report.reason = "made by another process"
                 return key, lease.found
-            data = self._finished(key) or self._compile(wanted.config, wanted.limits, wanted.weights)
+            data = self._finished(key)
+            self.store.counters.made["traced" if data is None else "lowered"] += 1
+            data = data or self._compile(wanted.config, wanted.limits, wanted.weights)
             seconds = self.report.seconds["compile"]
             kept = self.store.publish(key, data, command=" ".join(sys.argv[1:]), seconds=seconds)
         if kept is None:
@@ -294,15 +296,20 @@ class Preparation:
         return self.portable or not is_lowered(artifact)
 
     def _finished(self, key: Key) -> bytes | None:
-        """The artifact compiled from StableHLO that `--portable` has kept; None where none, or a damaged one, is."""
-        lowered = lowered_key(key.factors)
-        stored = None if self.portable else self.store.peek(lowered)
+        """The artifact compiled from StableHLO that is stored; None where none, or a damaged one, is.
+
+        It is what `--portable` has kept, or that of an artifact whose code another compiler or target made.
+        """
+        source = lowered_key(key.factors)
+        stored = None if self.portable else self.store.peek(source)
+        if stored is None and not self.portable and (found := self.store.search(has_same_ir(key.factors))):
+            stored, source = found.mef, found.key
         if stored is None:
             return None
         try:
             return self._finish(stored)
         except CacheError as error:
-            self.store.quarantine(lowered, error)
+            self.store.quarantine(source, error)
             return None
 
     def _finish(self, stored: Mef) -> bytes:

@@ -19,6 +19,7 @@ from max.cache.exported import read_manifest
 from max.cache.key import Key, make_key
 from max.cache.mef import Mef, MefWriter
 from max.cache.store import Store
+from max.compiler.counters import COUNTERS
 from max.runtime import preparation, trial
 
 
@@ -181,3 +182,44 @@ def test_every_file_of_a_start_is_private(filled_cache: Path) -> None:
         if path.is_dir():
             assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
     assert os.stat(filled_cache).st_uid == os.geteuid()
+
+
+@pytest.mark.parametrize("factor", ["toolchain", "xla_flags", "target"])
+def test_the_stored_ir_is_compiled_where_the_code_does_not_serve(
+    generate_in, filled_cache: Path, tmp_path: Path, text: str, monkeypatch, factor: str
+) -> None:
+    """Nothing is traced when another compiler, or code for another CPU, is all that tells two artifacts apart."""
+    (entry,) = entries(Store.open(CacheConfig(cache_dir=filled_cache)))
+    cache, factors = tmp_path / "cache", entry.record.factors
+    other = {
+        "toolchain": {**factors["toolchain"], "jaxlib": "0.0.1"},
+        "xla_flags": "--xla_other",
+        "target": {**factors["target"], "features": [*factors["target"]["features"], "of_another_cpu"]},
+    }
+    key = make_key({**factors, factor: other[factor]})
+    source = filled_cache / "blobs" / entry.record.mef[:2] / entry.record.mef
+    assert Store.open(CacheConfig(cache_dir=cache)).publish(key, source.read_bytes())
+    traced = COUNTERS.traced
+    found, _ = generate_in(cache)
+    assert (found["text"], found["source"]) == (text, "compiled from stored StableHLO")
+    assert COUNTERS.traced == traced
+    assert generate_in(cache)[0]["source"] == "bound"
+
+
+def test_changed_sources_are_traced_anew(generate_in, filled_cache: Path, tmp_path: Path, text: str) -> None:
+    """The IR of an artifact is not that of other sources."""
+    (entry,) = entries(Store.open(CacheConfig(cache_dir=filled_cache)))
+    cache, key = tmp_path / "cache", make_key({**entry.record.factors, "sources": "0" * 32})
+    source = filled_cache / "blobs" / entry.record.mef[:2] / entry.record.mef
+    assert Store.open(CacheConfig(cache_dir=cache)).publish(key, source.read_bytes())
+    assert generate_in(cache)[0]["source"] == "compiled"
+
+
+def test_a_fine_tune_compiles_and_traces_nothing(call, twin: Path, small, filled_cache: Path, tmp_path: Path) -> None:
+    """The first start of a checkpoint of the same shape, by the counters of the compiler."""
+    cache = shutil.copytree(filled_cache, tmp_path / "cache")
+    before = (COUNTERS.traced, COUNTERS.compiled)
+    place = ("--model", str(twin), "--cache-dir", str(cache), *small, "--prompt", "hello", "--json")
+    assert json.loads(call("generate", *place).out)["source"] == "same shape"
+    assert (COUNTERS.traced, COUNTERS.compiled) == before
+    assert len(list((cache / "blobs").glob("*/*"))) == 1
