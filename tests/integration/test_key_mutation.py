@@ -40,6 +40,7 @@ FLIPPED: dict[str, tuple[Any, ...]] = {
     "max_batch_input_tokens": (1, 4),
     "max_batch_total_tokens": (64, 100),
     "kv_cache_page_size": (8, 32),
+    "kv_cache_format": ("float32", "bfloat16"),
     "cache_dir": ("/elsewhere",),
     "cache_policy": ("readonly",),
     "max_cache_size": ("1GB",),
