@@ -110,7 +110,8 @@ def full_disk(work: Path, count: int) -> int:
         fill(opened(root), NEW, "new")
         calls = FAULTS.fault_disarm()
         assert is_there(root, OLD, "old") and is_bound(root, OLD), n
-        is_there(root, NEW, "new"), is_bound(root, NEW)
+        is_there(root, NEW, "new")
+        is_bound(root, NEW)
         assert not any((root / "quarantine").iterdir()), n
         fill(opened(root), NEW, "new")
         assert is_there(root, NEW, "new") and is_bound(root, NEW), n

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from max.cache.key import make_key
+from max.cli.model_command import pipeline_of
 from max.cli.resolution import resolve
 from max.cli.sections import PIPELINE_SECTIONS
 from max.compiler import xla
 from max.models.build import build_text_pipeline
 from max.runtime.checkpoint import Checkpoint
 from max.runtime.preparation import Preparation, Wanted
-from max.serve.pipeline import PipelineConfig, preparation_of
+from max.serve.pipeline import preparation_of
 
 BASE: dict[str, Any] = {
     "max_batch_size": 2,
@@ -61,8 +62,7 @@ def copied(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def preparation(model: Path, settings: Mapping[str, Any]) -> Preparation:
     resolved = resolve(PIPELINE_SECTIONS, {"model_path": model, **BASE, **settings}, None, {})
-    config = PipelineConfig(model=resolved[0], compiling=resolved[1], batch=resolved[2], cache=resolved[3])
-    assert [type(each) for each in resolved] == list(PIPELINE_SECTIONS)
+    config = pipeline_of(resolved)
     section = config.model
     assert section.model_path is not None
     checkpoint = Checkpoint.open(section.model_path, section.weight_path, section.rope_order)
