@@ -37,6 +37,7 @@ FLIPPED: dict[str, tuple[Any, ...]] = {
     "max_length": (32, 65),
     "devices": ("cpu:native",),
     "use_subgraphs": (False,),
+    "autotune_results": ("COPY/config.json",),
     "max_batch_size": (1, 3),
     "max_batch_input_tokens": (1, 4),
     "max_batch_total_tokens": (64, 100),
