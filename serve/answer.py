@@ -93,6 +93,8 @@ class Answer:
         for message in batch:
             self.cached_tokens = max(self.cached_tokens, message.cached_tokens)
             logprobs = message.logprobs
+            if logprobs is None and self.request.top_logprobs is not None and message.token_ids:
+                raise MaxError("the engine gave no log probabilities", "This is a fault of max.")
             for place, token_id in enumerate(message.token_ids):
                 offset, before = stream.chars, completion.finish_reason
                 delta = completion.push(token_id)

@@ -106,6 +106,11 @@ def test_the_openai_client_in_strict_mode(server: Server) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == content
     assert chunks[-1].usage is not None and answer.usage is not None
     assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
+    told = client.chat.completions.create(**options, logprobs=True, top_logprobs=3).choices[0]
+    assert told.message.content == content and told.logprobs is not None and told.logprobs.content
+    for entry in told.logprobs.content:
+        assert entry.logprob <= 0 and len(entry.top_logprobs) == 3
+        assert entry.top_logprobs[0].logprob == pytest.approx(entry.logprob), "greedy takes the likeliest"
     response = client.responses.create(model="built-in", input="robot", temperature=0, max_output_tokens=20)
     assert response.output_text == content
     completion = client.completions.create(model="built-in", prompt=["robot:", "sea"], max_tokens=4, n=2)
