@@ -5,6 +5,7 @@ Source: "Tokenizer" in docs/gguf.md of ggml; the defaults are those of llama.cpp
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,20 @@ class GgufText:
     def json(self, name: str) -> dict[str, Any]:
         """tokenizer_config.json with special tokens and templates, generation_config.json with the stop tokens."""
         if name == "tokenizer_config.json":
-            templates = self._chat_templates()
-            return self._special_tokens() | ({"chat_template": templates} if templates else {})
+            return dict(self._tokenizer_config)
         if name == "generation_config.json":
             return {"eos_token_id": sorted(self._end_ids())}
         return {}
+
+    @cached_property
+    def _tokenizer_config(self) -> dict[str, Any]:
+        templates = self._chat_templates()
+        return self._special_tokens() | ({"chat_template": templates} if templates else {})
+
+    @cached_property
+    def _tokens(self) -> list[str]:
+        """Decoded once: there are 128,000 of them in a file of today."""
+        return self._texts("tokens")
 
     def templates(self) -> dict[str, str]:
         return {}
@@ -68,7 +78,7 @@ class GgufText:
         model = self._text(_MODEL)
         if model not in ("gpt2", "llama"):
             raise self._damaged(f"the tokenizer is of the kind {model!r}; gpt2 and llama are known")
-        tokens = self._texts("tokens")
+        tokens = self._tokens
         types = self._numbers("token_type", len(tokens)) or [1] * len(tokens)
         if model == "llama":
             scores = self._numbers("scores", len(tokens))
@@ -105,11 +115,11 @@ class GgufText:
 
     def _special_tokens(self) -> dict[str, str]:
         ids = self._ids()
-        tokens = self._texts("tokens")
+        tokens = self._tokens
         return {to: tokens[ids[role]] for role, to in _ROLES.items() if role in ids}
 
     def _end_ids(self) -> set[int]:
-        ids, tokens = self._ids(), self._texts("tokens")
+        ids, tokens = self._ids(), self._tokens
         types = self._numbers("token_type", len(tokens))
         named = {at for at, token in enumerate(tokens) if token in _END_TEXTS and types and types[at] == CONTROL}
         return named | {ids[role] for role in _ENDS if role in ids}
