@@ -64,7 +64,7 @@ def logits_of(checkpoint: Checkpoint, packing: Packing) -> np.ndarray:
     views = prepare_into(table, checkpoint, Arena(layout_of(table)), threads=2)
     models = InferenceSession().init_all(compiled[config, table], views)
     row = Generation(Request("row", PROMPT), list(PROMPT), row=1, pages=[5, 2])
-    inputs = make_inputs([Chunk(row, 0, len(PROMPT))], LIMITS)
+    inputs = make_inputs([Chunk(row, 0, len(PROMPT), samples=True)], LIMITS)
     rows = len(inputs.arrays[-1])
     assert rows == len(PROMPT)
     inputs.arrays[-1][:] = np.arange(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 from max.compiler.limits import Limits, choose_limits
 
 MIB = 1 << 20
-SIZES = {"max_length": 1024, "max_batch": 8, "page_tokens": 16, "max_step_tokens": 256, "page_bytes": 64 << 10}
+SIZES: dict[str, Any] = {
+    "max_length": 1024,
+    "max_batch": 8,
+    "page_tokens": 16,
+    "max_step_tokens": 256,
+    "page_bytes": 64 << 10,
+}
 
 
 def test_defaults_take_256_mib_and_page_zero():
