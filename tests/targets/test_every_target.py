@@ -73,3 +73,33 @@ def test_the_ptx_is_for_the_architecture(name: str, tmp_path: Path) -> None:
     found = {re.search(r"^\.target (\w+)", path.read_text(), re.M) for path in folder.glob("*.6.ptx")}
     assert {match[1] for match in found if match} == {CODE[name]}
     assert list(folder.glob("block_t8.6.ptx")) and list(folder.glob("block_t8.5.optimized.hlo"))
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_the_code_is_elf_for_the_architecture(name: str, cache: Path) -> None:
+    """XLA packs an executable with snappy, which leaves what it has not seen before as it is: the head of the ELF."""
+    require(name)
+    artifact = mef.Mef.open(json.loads(warm(cache, "--target", name, "--json").stdout)["artifact_path"])
+    codes = [artifact.read(section) for section in artifact.sections() if section.kind == mef.NATIVE]
+    heads = [code[at : at + 80] for code in codes if (at := code.find(b"\x7fELF\x02\x01\x01")) >= 0]
+    assert heads, "no executable has a kernel"
+    assert all(b"\x02\x00\xbe\x00" in head for head in heads), "an executable file for machine 190, CUDA"
+    if name in ("cuda:sm_80", "cuda:sm_90"):  # flags have had another layout since
+        assert any(bytes([0x04, int(name.rpartition("_")[2]), 0x00]) in head for head in heads)
+
+
+def test_measurements_are_used_and_told(tmp_path: Path) -> None:
+    require("cuda:sm_90")
+    file = tmp_path / "results.txt"
+    file.write_text("version: 3\n")
+    arguments = ("--target", "cuda:sm_90", "--autotune-results", str(file), "--json")
+    made = warm(tmp_path / "cache", *arguments)
+    assert made.returncode == 0, made.stderr
+    first = json.loads(made.stdout)
+    assert mef.Mef.open(first["artifact_path"]).json(mef.COMPAT)["tuned"] == "yes"
+    file.write_text("version: 3 # others\n")
+    assert json.loads(warm(tmp_path / "cache", *arguments, "--portable").stdout)["key"] != first["key"]
+    file.write_text("no measurements at all")
+    refused = warm(tmp_path / "cache", *arguments)
+    assert refused.returncode == 1 and len(refused.stderr.splitlines()[-2:]) == 2
+    assert refused.stderr.splitlines()[-2].startswith("error: ")
