@@ -21,30 +21,34 @@ SIZES: dict[str, Any] = {
 }
 
 
+def chosen(**changes: Any) -> Limits:
+    return choose_limits(**{**SIZES, **changes})
+
+
 def test_defaults_take_256_mib_and_page_zero():
-    limits = choose_limits(**SIZES | {"max_batch": 256})
+    limits = chosen(max_batch=256)
     assert limits.num_pages == 256 * MIB // (64 << 10) + 1
     assert limits.max_pages == 64
 
 
 def test_a_pool_never_exceeds_a_full_batch_of_full_rows():
-    assert choose_limits(**SIZES).num_pages == 8 * 64 + 1
+    assert chosen().num_pages == 8 * 64 + 1
 
 
 def test_a_row_of_full_length_fits_even_where_it_exceeds_the_default():
-    assert choose_limits(**SIZES | {"page_bytes": 64 * MIB}).num_pages == 64 + 1
+    assert chosen(page_bytes=64 * MIB).num_pages == 64 + 1
 
 
 @pytest.mark.parametrize(("total_tokens", "pages"), [(1, 64), (1024, 64), (1025, 128), (5000, 512)])
 def test_asked_for_tokens_round_up_to_a_power_of_two_of_pages(total_tokens, pages):
-    assert choose_limits(**SIZES, total_tokens=total_tokens).num_pages == pages + 1
+    assert chosen(total_tokens=total_tokens).num_pages == pages + 1
 
 
 def test_buckets_are_powers_of_two_that_hold_a_chunk_and_a_decode_batch():
-    assert choose_limits(**SIZES).token_buckets == (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    assert choose_limits(**SIZES | {"max_step_tokens": 100}).token_buckets[-1] == 128
-    assert choose_limits(**SIZES | {"max_step_tokens": 2, "max_batch": 8}).token_buckets == (1, 2, 4, 8)
-    assert choose_limits(**SIZES | {"max_length": 20}).token_buckets[-1] == 32, "no step is longer than a row"
+    assert chosen().token_buckets == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert chosen(max_step_tokens=100).token_buckets[-1] == 128
+    assert chosen(max_step_tokens=2, max_batch=8).token_buckets == (1, 2, 4, 8)
+    assert chosen(max_length=20).token_buckets[-1] == 32, "no step is longer than a row"
 
 
 def test_row_buckets_are_those_of_the_steps():
@@ -54,12 +58,12 @@ def test_row_buckets_are_those_of_the_steps():
 
 
 def test_a_batch_of_one_row_has_one_graph_per_bucket():
-    limits = choose_limits(**SIZES | {"max_batch": 1})
+    limits = chosen(max_batch=1)
     assert {limits.logit_rows(tokens) for tokens in limits.token_buckets} == {(1,)}
 
 
 def test_json_and_back():
-    limits = choose_limits(**SIZES)
+    limits = chosen()
     assert Limits.from_json(json.loads(json.dumps(limits.to_json()))) == limits
 
 
