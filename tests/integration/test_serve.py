@@ -229,7 +229,7 @@ def test_bad_requests_are_the_clients_fault(server: Server) -> None:
     total = int(os.environ.get("BAD_REQUESTS", "300"))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(send, [range(start, total, 4) for start in range(4)]))
-    assert counts[400] > total / 2 and counts[404]
+    assert counts[400] > total / 2
     large = random.Random(0).randbytes(10_000_000)
     for path in BODIES:
         assert httpx2.post(server.url + path, content=large, headers=headers, timeout=60).status_code == 400

@@ -15,7 +15,7 @@ def test_it_makes_what_generate_needs(run, call, small, model: Path, tmp_path: P
     made = run("warm-cache", *place)
     assert made.code == 0
     first, seconds, artifact, weights = made.out.splitlines()
-    assert re.fullmatch(rf"{model.name} for cpu:native: made now \(compiled\), 5 graphs in \d+ executables", first)
+    assert re.fullmatch(rf"{model.name} for cpu:native: made now \(compiled\), 6 graphs in \d+ executables", first)
     assert re.fullmatch(
         r"  seconds   lookup [\d.]+ s, import [\d.]+ s, compile [\d.]+ s, prepare weights [\d.]+ s", seconds
     )
