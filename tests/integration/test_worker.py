@@ -128,11 +128,15 @@ def test_two_processes_may_use_one_engine_and_the_end_of_one_ends_its_requests_o
             async with EngineClient(supervisor.endpoint) as second:
                 await becomes(second, "ready")
                 request = Submit("same name", [5], GREEDY, max_new_tokens=40, ignore_eos=True)
-                slow = [asyncio.create_task(collect(client, request)) for client in (first, second)]
+                kept = asyncio.create_task(collect(first, request))
+                # One at a time is computed, so that the last of so many waits when its client goes.
+                many = [Submit(name, [5], GREEDY, max_new_tokens=40) for name in ("same name", *map(str, range(100)))]
+                lost = [asyncio.create_task(collect(second, each)) for each in many]
                 await asyncio.sleep(0.01)
             with pytest.raises(EngineUnavailable):
-                await slow[1]
-            assert len(ids(await slow[0])) == 40
+                await lost[-1]
+            await asyncio.gather(*lost, return_exceptions=True)
+            assert len(ids(await kept)) == 40
             assert first.state == "ready"
 
     run(work)
