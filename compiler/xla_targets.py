@@ -6,24 +6,20 @@ else. Imports jaxlib alone. `TargetCompiler` is used by the compile process (tar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import CompileError
-from . import xla
+from . import xla, xla_compiler
 from .targets import Target, rocm_stubs, toolchain
 from .targets.cpu_features import level_features
 from .targets.gpu_config import gpu_config
+from .xla import jaxlib
+from .xla_compiler import Compiled
 
 XlaOptions = Mapping[str, str | bool | int]
 """XLA's debug options for one compilation, by name."""
-
-
-def _jaxlib() -> Any:
-    from jaxlib import xla_client
-
-    return xla_client
 
 
 class TargetCompiler:
@@ -41,20 +37,21 @@ class TargetCompiler:
         try:
             topology = _cpu_topology(target) if self._is_cpu else _plugin_topology(target, folder)
             device = topology._make_compile_only_devices()[0]
-        except _jaxlib()._xla.JaxRuntimeError as error:
+        except jaxlib()._xla.JaxRuntimeError as error:
             raise CompileError(
                 f"the compiler for {target.name} does not start: {error}", "Install its packages anew."
             ) from error
-        self._client, self._devices = device.client, _jaxlib().DeviceList((device,))
+        self._client, self._devices = device.client, jaxlib().DeviceList((device,))
 
-    def compile(self, module: bytes, name: str, options: XlaOptions, dump_to: str | None = None) -> xla.Compiled:
+    def compile(self, module: bytes, name: str, options: XlaOptions, dump_to: str | None = None) -> Compiled:
         """Compiles bytecode of this release; XLA's own dumps go to `dump_to`. Raises CompileError."""
-        dump = xla.dump_options(dump_to, emitters="llvm" if self._is_cpu else ".*")
+        # Without the anchors XLA also writes what each pass of Triton's makes: six minutes for a model of 8B.
+        dump = xla_compiler.dump_options(dump_to, emitters="llvm" if self._is_cpu else "^(llvm|ptx)$")
         if dump and not self._is_cpu:
             dump["xla_gpu_dump_llvmir"] = True
-        settings = xla.compile_options({**self._options, **options, **dump})
-        with xla.compile_errors(name):
-            return xla.describe(self._client.compile(_parse(module), self._devices, settings))
+        settings = xla_compiler.compile_options({**self._options, **options, **dump})
+        with xla_compiler.compile_errors(name):
+            return xla_compiler.describe(self._client.compile(_parse(module), self._devices, settings))
 
 
 def _parse(module: bytes) -> Any:
@@ -81,35 +78,50 @@ def _plugin_topology(target: Target, folder: Path) -> Any:
     assert library is not None, "toolchain.require has been asked"
     if target.platform == "hip":
         rocm_stubs.load(library, folder)
-    api = _jaxlib().load_pjrt_plugin_dynamically(target.xla_platform, str(library))
+    api = jaxlib().load_pjrt_plugin_dynamically(target.xla_platform, str(library))
     if target.platform == "tpu":
-        _jaxlib().initialize_pjrt_plugin("tpu")
+        jaxlib().initialize_pjrt_plugin("tpu")
         chips = [int(size) for size in target.topology.split("x")]
-        return _jaxlib().make_tfrt_tpu_c_api_device_topology(
+        return jaxlib().make_tfrt_tpu_c_api_device_topology(
             f"{target.arch}:{target.topology}", chips_per_host_bounds=[*chips, 1]
         )
     config = gpu_config(target)
-    return _jaxlib().make_c_api_device_topology(api, target.arch, target_config=config, topology="1x1x1")
+    return jaxlib().make_c_api_device_topology(api, target.arch, target_config=config, topology="1x1x1")
 
 
-def use_device(target: Target) -> None:
+class DeviceCompiler:
+    """Compiles StableHLO for a device of this host and with it: XLA measures which kernels are the fastest there."""
+
+    def __init__(self, target: Target) -> None:
+        """Raises ConfigError or CompileError as `use_device` does."""
+        use_device(target)
+        self._options: XlaOptions = {}
+        if target.platform == "cuda":
+            self._options = {"xla_gpu_cuda_data_dir": str(toolchain.cuda_folder())}
+
+    def compile(self, module: bytes, name: str, options: XlaOptions, dump_to: str | None = None) -> Compiled:
+        """Compiles bytecode of this release; XLA's own dumps go to `dump_to`. Raises CompileError."""
+        return xla_compiler.compile_stablehlo(module, name, dump_to, {**self._options, **options})
+
+
+def use_device(target: Target, libraries: Sequence[str] = ()) -> None:
     """Has this process run on the first device of the target's platform; nothing for CPUs. Before anything is loaded.
 
     Raises ConfigError where the platform's plugin is not installed, CompileError where it finds no device.
     """
     if target.platform == "cpu":
         return
-    library = toolchain.require_runtime(target)
+    library = toolchain.require_runtime(target, libraries)
     name = target.xla_platform
 
     def make() -> Any:
         try:
-            _jaxlib().load_pjrt_plugin_dynamically(name, str(library))
-            if not _jaxlib().pjrt_plugin_initialized(name):
-                _jaxlib().initialize_pjrt_plugin(name)
-            options = {} if target.platform == "tpu" else _jaxlib().generate_pjrt_gpu_plugin_options()
-            return _jaxlib().make_c_api_client(name, options)
-        except _jaxlib()._xla.JaxRuntimeError as error:
+            jaxlib().load_pjrt_plugin_dynamically(name, str(library))
+            if not jaxlib().pjrt_plugin_initialized(name):
+                jaxlib().initialize_pjrt_plugin(name)
+            options = {} if target.platform == "tpu" else jaxlib().generate_pjrt_gpu_plugin_options()
+            return jaxlib().make_c_api_client(name, options)
+        except jaxlib()._xla.JaxRuntimeError as error:
             raise CompileError(f"{target.name} cannot be used: {error}", "Check the device and its driver.") from error
 
     xla.use_client(make)
@@ -140,11 +152,11 @@ def _cpu_topology(target: Target) -> Any:
     name = b"type.googleapis.com/xla.CpuTopologyProto"
     value = _message(1, b"") + _message(_MACHINE, machine_proto)
     description = _message(_TOPOLOGY, _message(1, name) + _message(_ANY_VALUE, value))
-    return _jaxlib()._xla.DeviceTopology.deserialize(host[: _position(host, _TOPOLOGY)] + description)
+    return jaxlib()._xla.DeviceTopology.deserialize(host[: _position(host, _TOPOLOGY)] + description)
 
 
 def _host_topology() -> bytes:
-    return _jaxlib()._xla.get_topology_for_devices(xla.host_devices()).serialize()
+    return jaxlib()._xla.get_topology_for_devices(xla.host_devices()).serialize()
 
 
 def _parse_machine(proto: bytes) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     compiled = CompiledModels(mef.Mef.open(asked["artifact_path"]))
     device, limits = compiled.device(), Limits.from_json(compiled.facts["limits"])
-    xla_targets.use_device(device)
+    xla_targets.use_device(device, compiled.libraries)
     threads = len(os.sched_getaffinity(0))
     arrays = prepared.load(Path(asked["weights_path"]), threads=threads, expected_id=asked["weights"])
     models = InferenceSession(device.name).init_all(compiled, arrays)
@@ -42,7 +42,7 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
         "successors": forced(Walk(models, limits), asked["text"]) if asked["text"] else [],
         "load_seconds": load_seconds,
         "step_seconds": decoding[len(decoding) // 2],
-        "weight_bytes": sum(array.nbytes for name, array in arrays.items() if name != "embed"),
+        "weight_bytes": sum(array.nbytes for name, array in arrays.items() if name != "embed" or "head" not in arrays),
         "bandwidth": Target.parse(compiled.target).figures.get("memory_bandwidth", 0),
     }
 

@@ -38,7 +38,8 @@ def host_features() -> tuple[str, ...]:
 def level_features(arch: str) -> tuple[str, ...]:
     """LLVM's names of the features that code for a level or a CPU of the data file may use, sorted."""
     row = spec_files.read("cpu")["arch"][arch]
-    inherited = level_features(row["base"]) if row["base"] else ()
+    base = row["base"][0]
+    inherited = level_features(base) if base else ()
     return tuple(sorted({*inherited, *row["adds"][0]}))
 
 

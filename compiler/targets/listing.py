@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from . import spec_files
 from .attached import attached
 from .target import Target, target_names
 from .toolchain import PLUGINS, install_command, missing, why_not
@@ -19,6 +20,7 @@ class TargetRow:
     needs:        distributions that compiling takes; missing: those that are not installed; install: the command
     can_compile:  whether code can be made here now; reason says why not whatever is installed
     can_run:      whether this host has such a device
+    unverified:   figures of the hardware that no document says of this very product
     """
 
     target: str
@@ -30,6 +32,7 @@ class TargetRow:
     can_compile: bool
     reason: str
     can_run: bool
+    unverified: list[str]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,4 +56,5 @@ def target_rows() -> Iterator[TargetRow]:
             can_compile=not (reason or absent),
             reason=reason,
             can_run=target.runs_here() or target.arch in attached(target.platform),
+            unverified=[] if target.platform == "cpu" else spec_files.unverified(target.platform, target.arch),
         )

@@ -9,6 +9,9 @@ from typing import Any
 
 PLATFORMS = ("cuda", "hip", "tpu", "cpu")
 
+UNVERIFIED = "unverified"
+"""The source of a figure that no document says of this very product; its description says what it rests on."""
+
 
 @functools.cache
 def read(platform: str) -> dict[str, Any]:
@@ -23,11 +26,20 @@ def architectures(platform: str) -> tuple[str, ...]:
 
 def figures(platform: str, arch: str) -> dict[str, Any]:
     """Everything known of an architecture, without the sources; for GPUs with what all of the platform share."""
-    data = read(platform)
-    row = data.get("common", {}) | data["arch"][arch]
-    return {name: value[0] if isinstance(value, list) else value for name, value in row.items()}
+    return {name: value for name, (value, _) in _row(platform, arch).items()}
+
+
+def unverified(platform: str, arch: str) -> list[str]:
+    """The names of the figures of an architecture that are used but were found in no document."""
+    return [name for name, (_, source) in _row(platform, arch).items() if source == UNVERIFIED]
 
 
 def versions(platform: str) -> dict[str, str]:
     """The least versions of libraries that a host needs to load the code."""
     return {name: value for name, (value, _) in read(platform).get("versions", {}).items()}
+
+
+def _row(platform: str, arch: str) -> dict[str, list[Any]]:
+    """The figures of an architecture and those that all of the platform share, each [value, source]."""
+    data = read(platform)
+    return data.get("common", {}) | data["arch"][arch]

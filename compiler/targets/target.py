@@ -11,10 +11,11 @@ from typing import Any, Literal
 from ... import ConfigError
 from . import cpu_features, spec_files
 
-Lowering = Literal["cpu", "xla"]
-"""The kernels that the graphs of models/ are written with: the project's own for CPUs, or plain XLA."""
+Lowering = Literal["cpu", "gpu", "xla"]
+"""What the graphs of models/ are written with: the project's kernels for CPUs or for GPUs, or plain XLA."""
 
 _DEFAULTS = {"cuda": "sm_80", "hip": "gfx942", "tpu": "v5e", "cpu": "native"}
+_LOWERINGS: dict[str, Lowering] = {"cpu": "cpu", "cuda": "gpu"}
 _XLA_PLATFORMS = {"hip": "rocm"}
 
 
@@ -67,7 +68,7 @@ class Target:
     @property
     def lowering(self) -> Lowering:
         """The kernels that graphs for this target are written with."""
-        return "cpu" if self.platform == "cpu" else "xla"
+        return _LOWERINGS.get(self.platform, "xla")
 
     @property
     def smallest_step(self) -> int:

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform as host_platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +41,12 @@ PLUGINS = {
     "tpu": Plugin("tpu", "libtpu", "libtpu", "libtpu.so"),
 }
 
+VENDOR_BLAS = "libcublasLt.so.13"
+"""What --use-vendor-blas has the code call."""
+
 # In the order in which they need each other.
 _RUNTIME_LIBRARIES = (
-    "libcudart.so.13", "libnvJitLink.so.13", "libnvrtc.so.13", "libcublasLt.so.13", "libcublas.so.13", "libnccl.so.2",
+    "libcudart.so.13", "libnvJitLink.so.13", "libnvrtc.so.13", VENDOR_BLAS, "libcublas.so.13", "libnccl.so.2",
     "libcupti.so.13", "libcusparse.so.12", "libcusolver.so.12", "libcufft.so.12", "libcudnn.so.9",
 )  # fmt: skip
 _PTXAS, _LIBDEVICE = Path("bin/ptxas"), Path("nvvm/libdevice/libdevice.10.bc")
@@ -89,8 +92,11 @@ def require(target: Target) -> None:
         _require_executable(folder / _PTXAS)
 
 
-def require_runtime(target: Target) -> Path:
-    """The plugin that runs code for a device, with NVIDIA's libraries loaded; raises ConfigError without it."""
+def require_runtime(target: Target, libraries: Sequence[str] = ()) -> Path:
+    """The plugin that runs code for a device, with NVIDIA's libraries loaded; raises ConfigError without it.
+
+    libraries: others that the code calls, by the names under which they are loaded
+    """
     plugin = PLUGINS[target.platform]
     library = plugin.find()
     if library is None:
@@ -102,6 +108,14 @@ def require_runtime(target: Target) -> Path:
     if target.platform == "cuda":
         for path in _nvidia_libraries():
             ctypes.CDLL(str(path))
+    for name in libraries:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            raise ConfigError(
+                f"the artifact calls {name}, which is not installed here",
+                "Run pip install 'max-jax[cuda-run]', or compile it without --use-vendor-blas.",
+            ) from None
     return library
 
 

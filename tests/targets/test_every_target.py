@@ -61,6 +61,20 @@ def test_it_compiles_and_the_artifact_says_for_what(name: str, cache: Path) -> N
     assert again["cached"] is True and again["artifact"] == found["artifact"]
 
 
+@pytest.mark.parametrize("name", ["cuda:sm_90", "hip:gfx942", "hip:gfx1201", "tpu:v5e"])
+def test_weights_are_bfloat16_or_float32(name: str, cache: Path) -> None:
+    require(name)
+    made = {}
+    for element in ("bfloat16", "float32"):
+        done = warm(cache, "--target", name, "--quantization-encoding", element, "--json")
+        assert done.returncode == 0, done.stderr
+        made[element] = json.loads(done.stdout)
+        schema = mef.Mef.open(made[element]["artifact_path"]).json(mef.WEIGHTS)
+        assert {row["element"] for row in schema["weights"]} == {element}
+    assert made["bfloat16"]["key"] != made["float32"]["key"]
+    assert 0.45 < made["bfloat16"]["weights_bytes"] / made["float32"]["weights_bytes"] < 0.55
+
+
 CODE = {"cuda:sm_80": "sm_80", "cuda:sm_90": "sm_90a", "cuda:sm_100": "sm_100a", "cuda:sm_120": "sm_120"}
 
 
@@ -72,7 +86,7 @@ def test_the_ptx_is_for_the_architecture(name: str, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     found = {re.search(r"^\.target (\w+)", path.read_text(), re.M) for path in folder.glob("*.6.ptx")}
     assert {match[1] for match in found if match} == {CODE[name]}
-    assert list(folder.glob("block_t8.6.ptx")) and list(folder.glob("block_t8.5.optimized.hlo"))
+    assert (folder / "step_t8_r1.6.ptx").is_file() and (folder / "step_t8_r1.5.optimized.hlo").is_file()
 
 
 @pytest.mark.parametrize("name", CODE)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from max import CompileError, ConfigError
-from max.compiler import Graph, Target, TensorType, merge, xla
+from max.compiler import Graph, Target, TensorType, merge, xla_lowering
 from max.compiler.backends import compile_all
 from max.compiler.compile_messages import Answer, Job, Start, receive, send
 from max.compiler.compile_process import CompileProcess, compiling
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(bool(toolchain.why_not(V2)), reason="made on x86
 @pytest.fixture(scope="module")
 def source() -> bytes:
     graph = Graph("main", lambda x: x @ x, [F])
-    return xla.bytecode(merge.merge("m", {"main": xla.lower(graph, "cpu").stablehlo}))
+    return xla_lowering.bytecode(merge.merge("m", {"main": xla_lowering.lower(graph, "cpu").stablehlo}))
 
 
 def test_messages_come_back_and_an_end_in_the_middle_is_none() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from max.compiler.native import ISAS, Library, library
+from max.models.kernels import MAX_HEAD_DIM, why_no_attention
 
 KERNELS = library()
 if KERNELS is None:
@@ -32,9 +33,35 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     LIB.set_num_threads(0)
 
 
+_BLOCK = 64
+
+
+def laid_out(pages: np.ndarray) -> np.ndarray:
+    """Pages (P, 2, K, page_tokens, H) as the kernel keeps them: the keys of 64 tokens lie as [H][tokens]."""
+    return _turned(pages, back=False)
+
+
+def read_back(pages: np.ndarray) -> np.ndarray:
+    """The pages of which `laid_out` makes these."""
+    return _turned(pages, back=True)
+
+
+def _turned(pages: np.ndarray, *, back: bool) -> np.ndarray:
+    turned = pages.copy()
+    for first in range(0, pages.shape[3], _BLOCK):
+        block = pages[:, 0, :, first : first + _BLOCK]
+        num_pages, heads, tokens, dim = block.shape
+        turned[:, 0, :, first : first + _BLOCK] = (
+            block.reshape(num_pages, heads, dim, tokens).swapaxes(2, 3)
+            if back
+            else block.swapaxes(2, 3).reshape(block.shape)
+        )
+    return turned
+
+
 @dataclass
 class Step:
-    """A ragged step over pages, of which all that no row has written is NaN."""
+    """A ragged step over pages as people read them, of which all that no row has written is NaN."""
 
     heads: int
     qkv: np.ndarray
@@ -51,7 +78,7 @@ class Step:
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """The output, and the pages afterwards."""
-        pages = self.pages.copy()
+        pages = laid_out(self.pages)
         head_dim = pages.shape[4]
         out = np.full((len(self.rows), self.heads * head_dim), np.nan, np.float32)
         tokens = (self.rows, self.positions, self.slots)
@@ -59,7 +86,7 @@ class Step:
             self.qkv, self.cos, self.sin, pages, self.table, *tokens, out,
             scale=head_dim**-0.5, softcap=self.softcap, window=self.window, sinks=self.sinks,
         )  # fmt: skip
-        return out, pages
+        return out, read_back(pages)
 
     def part(self, first: int, last: int, pages: np.ndarray) -> Step:
         """The tokens [first, last) as a step of their own."""
@@ -300,18 +327,28 @@ def test_an_index_out_of_range_is_refused(field: str, index, value: int, message
 
 
 def test_xla_calls_the_attention_in_place() -> None:
-    name = "tested_max_attention_v2"
-    jax.ffi.register_ffi_target(name, LIB.handlers()["max_attention_v2"], platform="cpu")
+    name = "tested_max_attention_v3"
+    jax.ffi.register_ffi_target(name, LIB.handlers()["max_attention_v3"], platform="cpu")
     step = varied(make_step(MIXES["mixed"], dtype=ml_dtypes.bfloat16, **SHAPES["gqa"]), **VARIANTS["all"])
     want, want_pages = step.run()
     results = (jax.ShapeDtypeStruct(want.shape, want.dtype), jax.ShapeDtypeStruct(step.pages.shape, step.pages.dtype))
     call = jax.ffi.ffi_call(name, results, input_output_aliases={1: 1})
-    pages = jax.numpy.array(step.pages)
+    pages = jax.numpy.array(laid_out(step.pages))
     place = pages.unsafe_buffer_pointer()
     tokens = (step.rows, step.positions, step.slots)
     scale = np.float32(SHAPES["gqa"]["head_dim"] ** -0.5)
     call = partial(call, scale=scale, softcap=np.float32(step.softcap), window=np.int64(step.window))
     out, after = jax.jit(call, donate_argnums=1)(step.qkv, pages, step.cos, step.sin, step.table, *tokens, step.sinks)
     np.testing.assert_array_equal(out, want)
-    assert np.asarray(after).tobytes() == want_pages.tobytes()
+    assert read_back(np.asarray(after)).tobytes() == want_pages.tobytes()
     assert after.unsafe_buffer_pointer() == place
+
+
+def test_heads_are_taken_up_to_the_limit_that_graphs_know() -> None:
+    sizes: dict[str, Any] = {"heads": 2, "kv_heads": 1, "page_tokens": 4, "dtype": np.float32}
+    out, _ = make_step([(5, 1)], head_dim=MAX_HEAD_DIM, **sizes).run()
+    assert np.isfinite(out).all()
+    assert why_no_attention(MAX_HEAD_DIM) is None
+    with pytest.raises(ValueError, match=f"heads have 1 to {MAX_HEAD_DIM} dimensions"):
+        make_step([(5, 1)], head_dim=MAX_HEAD_DIM + 1, **sizes).run()
+    assert why_no_attention(MAX_HEAD_DIM + 1) is not None

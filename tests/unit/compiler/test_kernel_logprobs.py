@@ -84,6 +84,8 @@ def test_what_is_no_number_counts_as_the_lowest(tell: Callable[..., Told]) -> No
     logits[2] = np.nan
     logits[3, [4, 50]] = np.inf
     check(tell, logits, 20)
+    none, first = (tell(logits, np.full(5, token, np.int32), 20)[0] for token in (-1, 0))
+    np.testing.assert_array_equal(none, first)  # a row without a token has some number too
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -108,7 +110,7 @@ def test_any_row(variant: str, columns: int, num_top: int, levels: int, seed: in
 def test_an_id_out_of_range_is_refused() -> None:
     assert LIB is not None
     logits = np.zeros((2, 5), np.float32)
-    for ids in ([0, 5], [-1, 0]):
+    for ids in ([0, 5], [-2, 0]):
         with pytest.raises(ValueError, match="out of range"):
             LIB.logprobs(logits, np.array(ids, np.int32), 3)
     with pytest.raises(ValueError, match="highest"):

@@ -10,7 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
-from max.compiler.native import BLOCKS, ISAS, Epilogue, Library, QuantizedEncoding, library
+from max.compiler.native import ISAS, Library, library
+from max.compiler.native_functions import Epilogue
+from max.compiler.native_packing import BLOCKS, QuantizedEncoding
 from max.compiler.weights import packed_shape, packing_of, packs
 
 KERNELS = library()
@@ -159,6 +161,16 @@ def test_every_weight_is_that_of_the_gguf_package(isa: str, encoding: QuantizedE
         np.testing.assert_array_equal(y, (127 * weights).astype(np.float32))
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_row_that_is_looked_up_is_that_of_the_gguf_package(encoding: QuantizedEncoding) -> None:
+    outputs, inputs = 77, 512
+    blocks = any_blocks(encoding, 7, outputs, inputs)
+    ids = np.random.default_rng(1).permutation(outputs).astype(np.int32)
+    rows = np.full((outputs, inputs), np.nan, np.float32)
+    LIB.embed(ids, packed(encoding, blocks), outputs, rows, encoding)
+    np.testing.assert_array_equal(rows, gguf.dequantize(blocks, TYPES[encoding])[ids])
+
+
 @pytest.mark.parametrize("encoding", ["q8_0", "q4_0"])
 def test_every_finite_scale_is_read_exactly(isa: str, encoding: QuantizedEncoding) -> None:
     bits = np.arange(2**16, dtype=np.uint16)
@@ -173,7 +185,7 @@ def test_every_finite_scale_is_read_exactly(isa: str, encoding: QuantizedEncodin
     np.testing.assert_array_equal(y[0], (127 * dequantized(encoding, blocks)[:, 3]).astype(np.float32))
 
 
-def test_quantizing_to_q8_0_and_q4_0_is_that_of_the_gguf_package() -> None:
+def test_quantizing_to_q8_0_and_q4_0_is_that_of_the_gguf_package(isa: str) -> None:
     weights = normal(1, 70, 96)
     weights[3], weights[4] = 0, 1e-6 * weights[4]  # a scale of zero, and scales among the least of float16
     weights[5, 0] = 127 * 2.0**-3  # a scale that is exact: halves are exact too, and must go away from zero
@@ -220,6 +232,23 @@ def test_quantizing_to_super_blocks_is_no_worse_than_each_block_s_range(encoding
     assert error <= 1.02 * plain + 2e-3 * np.abs(weights).mean()
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_blocks_are_the_same_bits_on_every_instruction_set_and_on_any_threads(encoding: QuantizedEncoding) -> None:
+    x = normal(5, 12, 512)
+    weights = np.concatenate([x * 0.02, x**3, np.abs(x) + 1, np.rint(4 * x) / 8, x * 2.0**-30, 0 * x])
+    try:
+        made = set()
+        for isa in (isa for isa in ISAS if LIB.supports(isa)):
+            LIB.select(isa)
+            for threads in (1, 3):
+                LIB.set_num_threads(threads)
+                made.add(LIB.quantize(weights, encoding).tobytes())
+        assert len(made) == 1
+    finally:
+        LIB.select("")
+        LIB.set_num_threads(0)
+
+
 def test_packing_elements_is_packing_their_blocks() -> None:
     for encoding in ENCODINGS:
         weights = normal(1, 45, 512)
@@ -244,6 +273,10 @@ def test_what_does_not_fit_is_refused() -> None:
         weights = packed(encoding, blocks)
         with pytest.raises(ValueError, match=f"expected {weights.nbytes}"):
             LIB.matmul(x, weights[:-1], y, encoding)
+        with pytest.raises(ValueError, match=f"expected {weights.nbytes}"):
+            LIB.embed(np.zeros(2, np.int32), weights[:-1], 4, np.empty((2, 256), np.float32), encoding)
+        with pytest.raises(ValueError, match="whole blocks"):
+            LIB.embed(np.zeros(2, np.int32), weights, 4, np.empty((2, 248), np.float32), encoding)
         with pytest.raises(ValueError, match=f"multiple of {block}"):
             LIB.matmul(normal(1, 2, 248), weights, y, encoding)
         with pytest.raises(ValueError, match=f"multiple of {block}"):

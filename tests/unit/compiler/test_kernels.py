@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from max import ConfigError
-from max.compiler.native import HANDLERS, ISA_VARIABLE, ISAS, Encoding, Epilogue, Library, library, library_path
+from max.compiler.native import HANDLERS, ISA_VARIABLE, ISAS, Library, library, library_path
+from max.compiler.native_functions import Encoding, Epilogue
 
 ENCODINGS: tuple[Encoding, ...] = ("float32", "bfloat16")
 GATED: tuple[Epilogue, ...] = ("swiglu", "geglu_tanh", "geglu_erf")
@@ -202,14 +203,14 @@ def test_rounding_to_bfloat16_is_that_of_ml_dtypes() -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 1023, 1024, 1025, 5000])
-def test_argmax_is_that_of_numpy(isa: str, columns: int) -> None:
+def test_argmax_is_that_of_numpy_and_minus_one_in_rows_with_a_nan(isa: str, columns: int) -> None:
     rng = np.random.default_rng(columns)
     few = rng.integers(-3, 3, (40, columns)).astype(np.float32)  # so that many are equal
     for x in (few, normal(1, 7, columns), np.full((2, columns), -np.inf, np.float32)):
         np.testing.assert_array_equal(LIB.argmax(x), x.argmax(axis=1))
-    few[np.arange(0, 40, 2), rng.integers(0, columns, 20)] = np.nan
     few[np.arange(0, 40, 3), rng.integers(0, columns, 14)] = np.inf
-    np.testing.assert_array_equal(LIB.argmax(few), few.argmax(axis=1))
+    few[np.arange(0, 40, 2), rng.integers(0, columns, 20)] = np.nan
+    np.testing.assert_array_equal(LIB.argmax(few), np.where(np.isnan(few).any(axis=1), -1, few.argmax(axis=1)))
 
 
 def test_argmax_needs_columns_but_no_rows() -> None:
@@ -286,8 +287,45 @@ def test_xla_calls_the_matmul(encoding: Encoding, epilogue: Epilogue) -> None:
 @pytest.mark.usefixtures("registered")
 def test_xla_calls_the_argmax() -> None:
     x = normal(1, 5, 3000)
-    result = jax.jit(jax.ffi.ffi_call("tested_max_argmax_v1", jax.ShapeDtypeStruct((5,), np.int32)))(x)
+    result = jax.jit(jax.ffi.ffi_call("tested_max_argmax_v2", jax.ShapeDtypeStruct((5,), np.int32)))(x)
     np.testing.assert_array_equal(result, x.argmax(axis=1))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
+def test_rows_that_are_looked_up_have_the_bits_that_were_packed(encoding: Encoding, threads: int) -> None:
+    for inputs, outputs in ((1, 1), (7, 32), (64, 33), (129, 100)):
+        table = normal(3, outputs, inputs)
+        table.ravel()[:3] = (np.inf, -0.0, 1e-39)[: table.size]
+        if encoding == "bfloat16":
+            table = table.astype(ml_dtypes.bfloat16).astype(np.float32)
+        ids = np.concatenate([np.arange(outputs), [0, outputs - 1, outputs, -1, 2**31 - 1]]).astype(np.int32)
+        rows = np.zeros((len(ids), inputs), np.float32)
+        try:
+            LIB.set_num_threads(threads)
+            LIB.embed(ids, packed([table], encoding), outputs, rows, encoding)
+        finally:
+            LIB.set_num_threads(0)
+        assert rows[:-3].tobytes() == table[ids[:-3]].tobytes()
+        assert np.isnan(rows[-3:]).all()
+
+
+@pytest.mark.usefixtures("registered")
+def test_xla_looks_rows_up() -> None:
+    table, ids = normal(3, 50, 64), np.array([49, 0, 7], np.int32)
+    embed = jax.ffi.ffi_call("tested_max_embed_v1", jax.ShapeDtypeStruct((3, 64), np.float32))
+
+    def call(weights: np.ndarray, outputs: int) -> jax.Array:
+        return jax.jit(lambda *arguments: embed(*arguments, outputs=np.int64(outputs)))(ids, weights)
+
+    weights = packed([table], "float32").reshape(-1, 4)
+    np.testing.assert_array_equal(call(weights, 50), table[ids])
+    for blocks, outputs, message in (
+        (weights, 65, "expected"),
+        (weights.reshape(-1, 8), 50, "blocks of 8 bytes"),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            jax.block_until_ready(call(blocks, outputs))
 
 
 @pytest.mark.usefixtures("registered")

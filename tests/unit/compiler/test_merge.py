@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from max import CompileError
-from max.compiler import Graph, TensorType, merge, xla
+from max.compiler import Graph, TensorType, merge, xla_lowering
 
 F4 = TensorType("float32", (4,))
 
@@ -28,8 +28,8 @@ def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def merged(**graphs: Callable[..., Any]) -> Any:
     """The merged module of functions of one float32[4]."""
-    bytecode = {name: xla.lower(Graph(name, forward, [F4]), "cpu").stablehlo for name, forward in graphs.items()}
-    return merge.merge("joined", bytecode)
+    lowered = {name: xla_lowering.lower(Graph(name, forward, [F4]), "cpu") for name, forward in graphs.items()}
+    return merge.merge("joined", {name: stages.stablehlo for name, stages in lowered.items()})
 
 
 def visibility(module: Any) -> dict[str, str]:
@@ -106,7 +106,7 @@ def test_other_types_are_other_functions():
         "a": Graph("a", lambda x: named("f", lambda y: y + 1)(x), [F4]),
         "b": Graph("b", lambda x: named("f", lambda y: y + 1)(x), [TensorType("float32", (5,))]),
     }
-    module = merge.merge("m", {name: xla.lower(graph, "cpu").stablehlo for name, graph in graphs.items()})
+    module = merge.merge("m", {name: xla_lowering.lower(graph, "cpu").stablehlo for name, graph in graphs.items()})
     assert visibility(module).keys() == {"f", "f_1", "a", "b"}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from max.compiler import Graph, TensorType, merge, probe, segments, xla
+from max.compiler import Graph, TensorType, merge, probe, segments, xla, xla_compiler, xla_lowering
 
 F = TensorType("float32", (40,))
 I8, BF = TensorType("int32", (8,)), TensorType("bfloat16", (40,))
@@ -18,8 +18,8 @@ TYPES = [F, I8, BF]
 
 
 def run(forward: Callable[..., Any], results: list[TensorType]) -> list[dict[str, Any]]:
-    module = merge.merge("m", {"g": xla.lower(Graph("g", forward, TYPES), "cpu").stablehlo})
-    code = xla.compile_stablehlo(xla.bytecode(segments.extract(module, "g", ())), "g").executable
+    module = merge.merge("m", {"g": xla_lowering.lower(Graph("g", forward, TYPES), "cpu").stablehlo})
+    code = xla_compiler.compile_stablehlo(xla_lowering.bytecode(segments.extract(module, "g", ())), "g").executable
     return probe.run(xla.load_executable(code, results), "g", TYPES)
 
 

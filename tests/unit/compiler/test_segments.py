@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from max.compiler import Graph, TensorType, merge, segments, xla
+from max.compiler import Graph, TensorType, merge, segments, xla_lowering
 from max.compiler.segments import Call, Plan, Segments, extract, split
 
 F4 = TensorType("float32", (4,))
@@ -33,13 +33,15 @@ def planned(forward: Callable[..., Any], *, use_subgraphs: bool = True, **types:
     return module_segments({"g": Graph("g", forward, **types)}, use_subgraphs=use_subgraphs)[1]
 
 
-def module_segments(graphs: dict[str, Graph], *, use_subgraphs: bool = True) -> tuple[Any, Segments]:
-    module = merge.merge("m", {name: xla.lower(graph, "cpu").stablehlo for name, graph in graphs.items()})
+def module_segments(
+    graphs: dict[str, Graph], *, use_subgraphs: bool = True, whole: Sequence[str] = ()
+) -> tuple[Any, Segments]:
+    module = merge.merge("m", {name: xla_lowering.lower(graph, "cpu").stablehlo for name, graph in graphs.items()})
     donated = {
         name: [i for i, argument in enumerate(graph.arguments) if argument.role == "state"]
         for name, graph in graphs.items()
     }
-    return module, split(module, donated, use_subgraphs=use_subgraphs)
+    return module, split(module, donated, use_subgraphs=use_subgraphs, whole=whole)
 
 
 def test_calls_alone_become_a_plan_over_distinct_functions():
@@ -71,6 +73,14 @@ def test_anything_else_is_one_executable(forward):
 def test_subgraphs_can_be_switched_off():
     found = planned(lambda x: INC(INC(x)), input_types=[F4], use_subgraphs=False)
     assert found.plans == {"g": Plan((Call("g", (0,), (1,)),), (1,))}
+
+
+def test_a_graph_may_ask_to_be_whole():
+    graphs = {name: Graph(name, lambda x: INC(INC(x)), [F4]) for name in ("one", "two")}
+    _, found = module_segments(graphs, whole=["two"])
+    assert [call.executable for call in found.plans["one"].calls] == ["inc", "inc"]
+    assert found.plans["two"] == Plan((Call("two", (0,), (1,)),), (1,))
+    assert found.aliases.keys() == {"inc", "two"}
 
 
 def test_graphs_share_executables():

@@ -15,7 +15,8 @@ from max.compiler.targets import attached, cpu_features, spec_files, target_name
 from max.compiler.targets.gpu_config import gpu_config
 from max.compiler.targets.listing import target_rows
 from max.compiler.targets.toolchain import PLUGINS
-from max.compiler.targets.xla_options import xla_options
+from max.compiler.targets.xla_options import Products, xla_options
+from max.compiler.weights import Element
 
 LISTED = (
     *(f"cuda:sm_{arch}" for arch in (80, 86, 89, 90, 100, 120)),
@@ -86,11 +87,23 @@ def test_every_figure_has_a_source_that_is_described(platform: str) -> None:
     used = set()
     for table in (data.get("common", {}), data.get("versions", {}), data.get("flags", {}), *data["arch"].values()):
         for name, figure in table.items():
-            if name in ("name", "base") or (platform == "cuda" and name == "capability"):
-                continue
             assert isinstance(figure, list) and len(figure) == 2 and figure[1] in sources, (platform, name)
             used.add(figure[1])
     assert used == set(sources), "a source that nothing uses"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "hip", "tpu"])
+def test_figures_without_a_document_are_told(platform: str) -> None:
+    for arch, row in spec_files.read(platform)["arch"].items():
+        marked = [name for name, (_, source) in row.items() if source == "unverified"]
+        assert spec_files.unverified(platform, arch) == marked
+        assert len(marked) <= 1, "most of what is known of a product is in documents"
+
+
+def test_the_unverified_figure_of_the_l40s_is_listed() -> None:
+    rows = {row.target: row for row in target_rows()}
+    assert rows["cuda:sm_89"].to_json()["unverified"] == ["l2_cache_size"]
+    assert rows["cuda:sm_90"].unverified == rows["cpu:native"].unverified == []
 
 
 @pytest.mark.parametrize("name", [name for name in LISTED if name.startswith(("cuda", "hip"))])
@@ -122,6 +135,38 @@ def test_gpus_have_all_fields_and_plausible_figures(name: str) -> None:
 def test_default_tiles_do_not_ship() -> None:
     assert xla_options(Target.parse("cuda"), "block_t8")["xla_gpu_experimental_cost_model_gemm_tiling_default"] is True
     assert xla_options(Target.parse("cpu:x86-64-v3"), "block_t8") == {}
+
+
+@pytest.mark.parametrize("arch", spec_files.architectures("cuda"))
+@pytest.mark.parametrize("element", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [8, 16, 32, 64, 128, 512])
+def test_the_tiles_of_a_step_fit_into_shared_memory(arch: str, element: Element, tokens: int) -> None:
+    target = Target.parse(f"cuda:{arch}")
+    options = xla_options(target, f"step_t{tokens}_r8", Products(element))
+    assert options["xla_gpu_experimental_force_split_k"] == 1, "the tile's own split_k is not asked"
+    given = str(options["xla_gpu_override_gemm_autotuner"])
+    tile = {name: int(value) for name, value in re.findall(r"(\w+): (\d+)", given)}
+    stage = (tile["block_m"] + tile["block_n"]) * tile["block_k"] * {"float32": 4, "bfloat16": 2}[element]
+    assert tile["split_k"] == 1 and tile["num_stages"] >= 2
+    assert stage * tile["num_stages"] < target.figures["shared_memory_per_block_optin"]
+    assert tile["block_n"] == (32 if tokens <= 64 else tile["block_n"])
+
+
+def test_the_vendors_library_is_for_its_own_gpus() -> None:
+    products = Products("bfloat16", use_vendor_blas=True)
+    assert xla_options(Target.parse("cuda:sm_90"), "step_t8_r8", products) == {"xla_gpu_enable_triton_gemm": False}
+    with pytest.raises(ConfigError, match="NVIDIA's GPUs, and hip:gfx942 is none"):
+        xla_options(Target.parse("hip:gfx942"), "block_t8", products)
+    assert compat.stamp(Target.parse("cuda:sm_90"), uses_vendor_blas=True)["libraries"] == ["libcublasLt.so.13"]
+
+
+@pytest.mark.parametrize(("executable", "rows"), [("block_t8", 16), ("block_t512", 64), ("sample_full_r8", 16)])
+def test_gpus_of_amd_have_tiles_that_fit_their_registers(executable: str, rows: int, tmp_path: Path) -> None:
+    tiles = xla_options(Target.parse("hip:gfx1201"), executable)["xla_gpu_override_gemm_autotuner"]
+    assert str(tiles).startswith(f"block_m:{rows},")
+    products = Products(autotune=tmp_path / "results")
+    measured = xla_options(Target.parse("hip:gfx1100"), executable, products)
+    assert measured == {"xla_gpu_load_autotune_results_from": str(tmp_path / "results")}
 
 
 # --- CPUs ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from max import CompileError
-from max.compiler import Graph, Target, TensorType, merge, xla, xla_targets
+from max.compiler import Graph, Target, TensorType, merge, xla, xla_compiler, xla_lowering, xla_targets
 from max.compiler.dump import Dump
 from max.compiler.targets import host_features
 from max.compiler.targets.toolchain import why_not
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(bool(why_not(Target.parse("cpu:x86-64"))), reaso
 
 def bytecode() -> bytes:
     graph = Graph("main", lambda x: jnp.tanh(x @ x.T) + jnp.sum(jnp.exp(x)), [F])
-    return xla.bytecode(merge.merge("m", {"main": xla.lower(graph, "cpu").stablehlo}))
+    return xla_lowering.bytecode(merge.merge("m", {"main": xla_lowering.lower(graph, "cpu").stablehlo}))
 
 
 def compiled(name: str, folder: Path, dump_to: str | None = None) -> bytes:
@@ -48,7 +48,7 @@ def test_code_for_a_level_computes_what_native_code_does(level: str, tmp_path: P
         pytest.skip(f"this host is less than {level}")
     x = np.random.default_rng(0).normal(size=F.shape).astype(np.float32)
     results = []
-    for data in (compiled(target.name, tmp_path), xla.compile_stablehlo(bytecode(), "main").executable):
+    for data in (compiled(target.name, tmp_path), xla_compiler.compile_stablehlo(bytecode(), "main").executable):
         executable = xla.load_executable(data, [TensorType("float32", (33, 33))])
         results.append(xla.fetch(executable([xla.put(x)])[0]))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)

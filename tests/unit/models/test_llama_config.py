@@ -113,6 +113,19 @@ def sources(config: Config) -> dict[str, tuple[int, ...]]:
     return dict(pair for weight in config.weights().weights for pair in weight.source_shapes())
 
 
+def test_a_tied_embedding_is_kept_once():
+    for packing in ("", "bfloat16", "q4_0"):
+        tied, untied = (
+            Config.from_hf(GROUPED | {"tie_word_embeddings": tie}).weights(packing) for tie in (True, False)
+        )
+        names = [weight.name for weight in tied.weights]
+        assert "embed" in names and "head" not in names
+        assert [weight.name for weight in untied.weights] == [*names, "head"]
+        embed, head = (next(weight for weight in untied.weights if weight.name == name) for name in ("embed", "head"))
+        assert (embed.packed, head.packed) == (packing, packing)
+        assert embed.stored_shape == (head.stored_shape if packing else head.stored_shape[::-1])
+
+
 def test_tied_checkpoints_may_hold_a_head():
     tied, untied = (Config.from_hf(GROUPED | {"tie_word_embeddings": tie}) for tie in (True, False))
     assert "lm_head.weight" not in sources(tied) and tied.weights().ignores("lm_head.weight")

@@ -32,10 +32,14 @@ def _variant(request: pytest.FixtureRequest) -> Iterator[None]:
         LIB.select("")
 
 
-def draw(logits: np.ndarray, bias: np.ndarray | float = 0.0, seed: int = 5, **settings: Any) -> np.ndarray:
+def draw(
+    logits: np.ndarray, bias: np.ndarray | float = 0.0, seed: int = 5, *, banned: int | None = None, **settings: Any
+) -> np.ndarray:
     """One token per row of (R, V) logits, row i at position i."""
     rows, columns = logits.shape
     mask = np.full((rows, mask_words(columns)), -1, np.int32)
+    if banned is not None:
+        mask.view(np.uint32)[:, banned // 32] ^= np.uint32(1 << banned % 32)
     history = np.zeros((1, columns), np.int32)
     biases = np.broadcast_to(np.float32(bias), history.shape).copy()
     defaults = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0} | settings
@@ -95,16 +99,30 @@ def test_greedy_is_argmax_for_any_width(width):
 
 @pytest.mark.parametrize("width", [3, 300])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_broken_rows_give_a_token_of_the_vocabulary_and_spoil_no_other(width, value):
+def test_rows_without_a_finite_highest_value_give_no_token_and_spoil_no_other(width, value):
     logits = normal(width, 4, width)
     whole = draw(logits)
     logits[1] = value
     logits[2, width // 2] = value
-    for ids in (np.asarray(greedy(logits)), draw(logits), draw(logits, top_k=2, top_p=0.5, min_p=0.1)):
-        assert ((ids >= 0) & (ids < width)).all()
+    largest = np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
+    np.testing.assert_array_equal(greedy(logits), largest)
+    np.testing.assert_array_equal(draw(logits, temperature=0.0), largest)
+    for ids in (draw(logits), draw(logits, top_k=2, top_p=0.5, min_p=0.1)):
+        assert ids[1] == -1
+        assert (ids[2] == -1) == (value != -np.inf)
+        assert ((ids[[0, 3]] >= 0) & (ids[[0, 3]] < width)).all()
     ids = draw(logits)
     assert (ids[0], ids[3]) == (whole[0], whole[3])
-    assert greedy(logits)[0] == logits[0].argmax()
+
+
+def test_a_nan_of_a_token_that_may_not_come_is_nobodys_business():
+    logits = normal(4, 2, 70)
+    whole = draw(logits)
+    banned = next(token for token in range(70) if token not in whole)
+    logits[:, banned] = np.nan
+    np.testing.assert_array_equal(draw(logits), [-1, -1])
+    for temperature in (0.0, 1.0):
+        assert (draw(logits, banned=banned, temperature=temperature) >= 0).all()
 
 
 @pytest.mark.parametrize("temperature", [1.2e-38, 1e-20, 1e-4])
