@@ -17,6 +17,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from ..compiler import native
+from ..compiler.native_packing import QuantizedEncoding
 from ..models.llama_config import Config
 from ..models.rope import inverse_frequencies
 from ..runtime.checkpoint import Checkpoint
@@ -29,7 +30,7 @@ TYPES = {
 _FILE_TYPES = {  # llama.cpp's llama_ftype
     Type.F32: 0, Type.F16: 1, Type.Q4_0: 2, Type.Q8_0: 7, Type.Q4_K: 14, Type.Q6_K: 18, Type.BF16: 32,
 }  # fmt: skip
-_OURS: dict[Type, native.QuantizedEncoding] = {Type.Q6_K: "q6_k", Type.Q4_K: "q4_k"}
+_OURS: dict[Type, QuantizedEncoding] = {Type.Q6_K: "q6_k", Type.Q4_K: "q4_k"}
 """What the package reads and does not quantize."""
 
 

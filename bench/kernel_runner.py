@@ -1,7 +1,8 @@
 """The kernels of a step under measurement, without engine and XLA: the bound that the engine is held to.
 
 The weights are the prepared ones of the same model, in the arena as at a start. A step calls, for every layer, the four
-matmuls and the attention, then the head's matmul and argmax; norms and residuals are left out.
+matmuls and the attention, then the head's matmul and argmax; norms and residuals are left out. As the engine's do,
+sequences grow by a token with every step of decoding.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import get_args
 
 import numpy as np
 
-from ..compiler.native import Encoding, library
-from ..compiler.xla import numpy_dtype
+from ..compiler.native import library
+from ..compiler.native_functions import Encoding
 from ..models.llama_config import Config
 from ..runtime import prepared
 from ..runtime.arena import Arena
@@ -22,6 +23,7 @@ from .engine_runner import MAX_LENGTH, make_preparation
 from .peers.protocol import Times, serve
 
 Call = Callable[[], object]
+_ROOM = 256  # tokens by which sequences may grow: 32 rounds of 8 steps
 
 
 class KernelRunner:
@@ -39,7 +41,10 @@ class KernelRunner:
         self._page_dtype = found.compiled.graphs["step_t1_r1"].state[0].dtype
         self._page_tokens = found.limits.page_tokens
         self._weights = prepared.load(self._file, threads=threads)
-        self._packed = [weight for weight in self._weights.values() if weight.dtype == np.uint8]
+        looked_up = () if self._config.tied else ("embed",)
+        self._packed = [
+            weight for name, weight in self._weights.items() if weight.dtype == np.uint8 and name not in looked_up
+        ]
         return f"{kernels.isa}, {threads} threads, keys and values {self._page_dtype}"
 
     def open(self, batch: int, context: int) -> list[int]:
@@ -47,7 +52,10 @@ class KernelRunner:
         return []
 
     def _step(self, rows: int, logits: int, new: int, context: int) -> tuple[list[list[Call]], list[Call], list[Call]]:
-        """Per layer its matmuls and its attention; then what follows the last layer."""
+        """Per layer its matmuls and its attention; then what follows the last layer.
+
+        Behind its attention the last layer is of the rows that give logits, as in the engine's long steps.
+        """
         config, tokens = self._config, rows * new
         d, f, q, kv = config.hidden_size, config.intermediate_size, config.query_width, config.kv_width
         random = np.random.default_rng(0)
@@ -60,13 +68,13 @@ class KernelRunner:
         matmuls = [
             [
                 self._matmul(x, f"blocks.{layer}.qkv", qkv),
-                self._matmul(attended, f"blocks.{layer}.o", y),
-                self._matmul(x, f"blocks.{layer}.gate_up", mlp, gated=True),
-                self._matmul(mlp, f"blocks.{layer}.down", y),
+                self._matmul(attended[:left], f"blocks.{layer}.o", y[:left]),
+                self._matmul(x[:left], f"blocks.{layer}.gate_up", mlp[:left], gated=True),
+                self._matmul(mlp[:left], f"blocks.{layer}.down", y[:left]),
             ]
-            for layer in range(config.num_layers)
+            for layer, left in enumerate([tokens] * (config.num_layers - 1) + [logits])
         ]
-        head = self._matmul(np.ascontiguousarray(x[:logits]), "head", scores)
+        head = self._matmul(np.ascontiguousarray(x[:logits]), "embed" if config.tied else "head", scores)
         last = [head, lambda: self._kernels.argmax(scores)]
         return matmuls, self._attention(qkv, attended, rows, new, context), last
 
@@ -76,10 +84,9 @@ class KernelRunner:
 
     def _attention(self, qkv: np.ndarray, out: np.ndarray, rows: int, new: int, context: int) -> list[Call]:
         config, page = self._config, self._page_tokens
-        per_row = -(-context // page)
+        per_row = -(-min(context + _ROOM, MAX_LENGTH) // page)
         shape = (1 + rows * per_row, 2, config.num_kv_heads, page, config.head_dim)
-        dtype = numpy_dtype(self._page_dtype)
-        pages = Arena((f"{layer}", shape, dtype) for layer in range(config.num_layers)).views().values()
+        pages = Arena((f"{layer}", shape, self._page_dtype) for layer in range(config.num_layers)).views().values()
         for layer in pages:
             layer[:] = 0.1
         table = np.zeros((rows, -(-MAX_LENGTH // page)), np.int32)
@@ -89,12 +96,18 @@ class KernelRunner:
         slot = table[row, position // page] * page + position % page
         cos, sin = (np.full((len(row), config.head_dim // 2), value, np.float32) for value in (1, 0))
         scale = config.head_dim**-0.5
+
+        def grow() -> None:
+            position[:] += 1
+            slot[:] = table[row, position // page] * page + position % page
+
+        self._grow = grow
         return [
             self._kernels.attention_call(qkv, cos, sin, layer, table, row, position, slot, out, scale=scale)
             for layer in pages
         ]
 
-    def _run(self, steps: int, calls: list[Call]) -> Times:
+    def _run(self, steps: int, calls: list[Call], then: Call = lambda: None) -> Times:
         def step() -> None:
             for call in calls:
                 call()
@@ -102,6 +115,7 @@ class KernelRunner:
         times = Times()
         for _ in range(steps):
             times.add(step)
+            then()
         return times
 
     def _whole(self) -> list[Call]:
@@ -109,7 +123,7 @@ class KernelRunner:
         return [*(call for layer in qkv_first for call in layer), *self._last]
 
     def decode(self, steps: int) -> Times:
-        return self._run(steps, self._whole())
+        return self._run(steps, self._whole(), self._grow)
 
     def matmuls(self, steps: int) -> Times:
         """The matmuls of a step alone."""
@@ -125,7 +139,7 @@ class KernelRunner:
 
     def prefill(self, tokens: int) -> Times:
         self._matmuls, self._attentions, self._last = self._step(1, 1, tokens, tokens)
-        return self.decode(1)
+        return self._run(1, self._whole())
 
     def fill_arena(self, steps: int) -> Times:
         """Reads the prepared weights into a new arena, checks on; the page cache has the file by now."""

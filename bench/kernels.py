@@ -19,7 +19,8 @@ import click
 import ml_dtypes
 import numpy as np
 
-from ..compiler.native import Encoding, Library, library
+from ..compiler.native import Library, library
+from ..compiler.native_functions import Encoding
 from ..compiler.sampling import mask_words
 from ..runtime.arena import Arena
 
@@ -129,7 +130,7 @@ class Bench:
         per_row = -(-context // _PAGE_TOKENS)
         shape = (1 + rows * per_row, 2, _KV_HEADS, _PAGE_TOKENS, _HEAD_DIM)
         layers = max(1, min(_LAYERS, (256 << 20) // (int(np.prod(shape)) * np.dtype(dtype).itemsize)))
-        pages = list(Arena((f"{i}", shape, np.dtype(dtype)) for i in range(layers)).views().values())
+        pages = list(Arena((f"{i}", shape, np.dtype(dtype).name) for i in range(layers)).views().values())
         rng = np.random.default_rng(0)
         for layer in pages:
             layer[:] = rng.standard_normal(shape[1:], np.float32).astype(dtype)

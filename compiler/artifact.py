@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import CompileError
 from ..cache import mef
-from . import merge, segments, xla
+from . import merge, segments, xla_lowering
 from .backends import compile_all
 from .code_sections import Code, Types
 from .dump import Dump
 from .graph import Graph, Module, TensorType
 from .targets import Target
+from .targets.xla_options import Products
+from .xla_compiler import Compiled
 
 if TYPE_CHECKING:
     from jaxlib.mlir import ir
@@ -45,46 +49,68 @@ class Options:
 
     facts:    written into the manifest for the runtime; weights: a WeightTable as JSON
     portable: keep StableHLO without native code; `finish` compiles it where the device is
-    autotune: a file of measurements made on such a device (see targets/xla_options.py)
+    autotune, use_vendor_blas: see `Products` in targets/xla_options.py
     """
 
     use_subgraphs: bool = True
     portable: bool = False
     autotune: Path | None = None
+    use_vendor_blas: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] | None = None
     dump: Dump = field(default_factory=Dump)
     progress: Progress = _silent
 
+    @property
+    def products(self) -> Products:
+        """How matrices are multiplied; `weights` say what they are made of."""
+        rows = (self.weights or {}).get("weights") or [{}]
+        return Products(rows[0].get("element", "float32"), self.autotune, self.use_vendor_blas)
+
 
 def compile_module(module: Module, target: Target, writer: mef.MefWriter, options: Options | None = None) -> Summary:
     """Compiles all graphs of a module for a target and writes the artifact; raises CompileError."""
-    options = options or Options()
-    return _Compilation(module, target, options).run(writer)
+    return Compilation(module, target, options).run(writer)
 
 
-def compile_with_progress(sources: dict[str, bytes], target: Target, options: Options) -> dict[str, xla.Compiled]:
+def compile_with_progress(sources: dict[str, bytes], target: Target, options: Options) -> dict[str, Compiled]:
     """Executables by name, in the order of their sources; says of each when it is there."""
-    compiled: dict[str, xla.Compiled] = {}
-    for name, executable in compile_all(sources, target, options.dump, options.autotune):
+    compiled: dict[str, Compiled] = {}
+    for name, executable in compile_all(sources, target, options.dump, options.products):
         compiled[name] = executable
         options.progress("compile", name, len(compiled), len(sources))
     return {name: compiled[name] for name in sources}
 
 
-class _Compilation:
+class Compilation:
     """One run through the stages; each method is a stage and leaves its result for the next."""
 
-    def __init__(self, module: Module, target: Target, options: Options) -> None:
-        self.module, self.target, self.options, self.dump = module, target, options, options.dump
+    def __init__(self, module: Module, target: Target, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self.module, self.target, self.dump = module, target, self.options.dump
         self.summary = Summary(graphs=len(module.graphs))
-        self.lowered: dict[str, xla.Lowered] = {}
-        self.compiled: dict[str, xla.Compiled] = {}
+        self.lowered: dict[str, xla_lowering.Lowered] = {}
+        self.compiled: dict[str, Compiled] = {}
+
+    @cached_property
+    def merged(self) -> ir.Module:
+        """Stage 3, by way of the first two; raises CompileError."""
+        self._timed("trace", self._lower)
+        return self._timed("merge", self._merge)
+
+    def fingerprint(self) -> str:
+        """The sha256 of what is computed: the merged StableHLO, without names of files and lines."""
+        return hashlib.sha256(xla_lowering.portable_bytecode(self.merged)).hexdigest()
 
     def run(self, writer: mef.MefWriter) -> Summary:
-        self._timed("trace", self._lower)
-        merged = self._timed("merge", self._merge)
-        plan = segments.split(merged, _donated(self.module), use_subgraphs=self.options.use_subgraphs)
+        """Stages 4 and 5, after those that have not been run, and the artifact; raises CompileError."""
+        merged = self.merged
+        plan = segments.split(
+            merged,
+            _donated(self.module),
+            use_subgraphs=self.options.use_subgraphs,
+            whole=[name for name, graph in self.module.graphs.items() if graph.is_whole],
+        )
         self.summary.executables = len(plan.aliases)
         if not self.options.portable:
             self._timed("compile", lambda: self._compile(merged, plan))
@@ -101,7 +127,7 @@ class _Compilation:
     def _lower(self) -> None:
         for done, (name, graph) in enumerate(self.module.graphs.items(), 1):
             started = time.perf_counter()
-            self.lowered[name] = xla.lower(graph, self.target.xla_platform)
+            self.lowered[name] = xla_lowering.lower(graph, self.target.xla_platform)
             seconds = time.perf_counter() - started
             self.dump.write(name, "1.jaxpr", self.lowered[name].jaxpr, seconds)
             if self.dump.enabled:
@@ -116,14 +142,15 @@ class _Compilation:
     def _compile(self, merged: ir.Module, plan: segments.Segments) -> None:
         # MLIR's Python objects are used by this thread only; the workers see bytes, and XLA releases the GIL.
         sources = {
-            name: xla.bytecode(segments.extract(merged, name, aliases)) for name, aliases in plan.aliases.items()
+            name: xla_lowering.bytecode(segments.extract(merged, name, aliases))
+            for name, aliases in plan.aliases.items()
         }
         self.compiled = compile_with_progress(sources, self.target, self.options)
 
     def _write(self, writer: mef.MefWriter, merged: ir.Module, plan: segments.Segments) -> None:
         types = _executable_types(merged, plan)
         writer.add_json(mef.MANIFEST, "", self._manifest(plan, types))
-        writer.add(mef.MODULE, self.module.name, xla.portable_bytecode(merged))
+        writer.add(mef.MODULE, self.module.name, xla_lowering.portable_bytecode(merged))
         for name, lowered in self.lowered.items():
             writer.add(mef.JAXPR, name, lowered.jaxpr.encode())
         signatures = {
@@ -134,7 +161,7 @@ class _Compilation:
         if self.options.weights is not None:
             writer.add_json(mef.WEIGHTS, "", self.options.weights)
         writer.add_json(mef.CUSTOM_CALLS, "", sorted(set(re.findall(r"custom_call @([\w.$-]+)", str(merged)))))
-        code = Code(self.target, self.compiled, types, self.summary.seconds, tuned=self.options.autotune is not None)
+        code = Code(self.target, self.compiled, types, self.summary.seconds, self.options.products)
         code.write(writer)
         self.summary.artifact_id = writer.finish()
 
@@ -208,5 +235,5 @@ def _output_name(graph: Graph, index: int) -> str:
 def _text(bytecode: bytes) -> str:
     from jaxlib.mlir import ir
 
-    with xla.mlir_context():
+    with xla_lowering.mlir_context():
         return str(ir.Module.parse(bytecode))

@@ -6,16 +6,17 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
 from ..cache import mef
 from ..cache.key import toolchain
-from . import probe, xla
+from . import probe, xla, xla_compiler
 from .compat import stamp
 from .graph import TensorType
 from .targets import Target
+from .targets.xla_options import Products
 
 Types = tuple[list[TensorType], list[TensorType]]
 """Argument and result types of an executable."""
@@ -32,15 +33,17 @@ class Code:
     """
 
     target: Target
-    compiled: Mapping[str, xla.Compiled]
+    compiled: Mapping[str, xla_compiler.Compiled]
     types: Mapping[str, Types]
     seconds: Mapping[str, float]
-    tuned: bool = False
+    products: Products = field(default_factory=Products)
 
     def write(self, writer: mef.MefWriter) -> None:
         """Adds every section of `KINDS`."""
         form = "native" if self.compiled else "lowered"
-        writer.add_json(mef.COMPAT, "", stamp(self.target) | {"form": form, "tuned": "yes" if self.tuned else "no"})
+        tuned = "no" if self.products.autotune is None else "yes"
+        made = stamp(self.target, uses_vendor_blas=self.products.use_vendor_blas)
+        writer.add_json(mef.COMPAT, "", made | {"form": form, "tuned": tuned})
         writer.add_json(mef.MEMORY, "", {name: found.memory for name, found in self.compiled.items()})
         cost = {name: {"flops": int(c.flops), "bytes": int(c.bytes_accessed)} for name, c in self.compiled.items()}
         writer.add_json(mef.COST, "", cost)

@@ -9,13 +9,14 @@ from ..cache import mef
 from ..cache.key import toolchain
 from . import xla_targets
 from .targets import Target, spec_files
+from .targets import toolchain as toolchain_of
 
 
-def stamp(target: Target) -> dict[str, Any]:
+def stamp(target: Target, *, uses_vendor_blas: bool = False) -> dict[str, Any]:
     """The stamp of code compiled here for a target, as plain JSON.
 
     requires: instruction sets of a CPU; versions: the least of each library; packages: whose executables these are,
-    which no other version of them may load
+    which no other version of them may load; libraries: what the code calls beside them
     """
     versions = toolchain(target.xla_platform)
     found = {
@@ -28,7 +29,8 @@ def stamp(target: Target) -> dict[str, Any]:
         return {**found, "machine": xla_targets.machine(target)}
     packages = {name: version for name, version in versions.items() if name not in ("mef", "jax", "flax")}
     code = {"code": target.figures["code"]} if "code" in target.figures else {}
-    return {**found, **code, "versions": spec_files.versions(target.platform), "packages": packages}
+    libraries = {"libraries": [toolchain_of.VENDOR_BLAS]} if uses_vendor_blas else {}
+    return {**found, **code, **libraries, "versions": spec_files.versions(target.platform), "packages": packages}
 
 
 def is_lowered(artifact: mef.Mef) -> bool:

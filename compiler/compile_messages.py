@@ -11,10 +11,11 @@ _LENGTH = struct.Struct("<Q")
 
 
 class Start(msgspec.Struct, frozen=True):
-    """The first message: what is compiled for, with how many threads."""
+    """The first message: what is compiled for, with how many threads, and whether the device itself is to take part."""
 
     target: str
     threads: int
+    on_device: bool = False
 
 
 class Job(msgspec.Struct, frozen=True):

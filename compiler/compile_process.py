@@ -75,8 +75,11 @@ class CompileProcess:
 
 
 @contextmanager
-def compiling(target: Target, threads: int) -> Iterator[CompileProcess]:
-    """A compile process for a target, which ends with the block. Raises ConfigError where the toolchain is missing."""
+def compiling(target: Target, threads: int, *, on_device: bool = False) -> Iterator[CompileProcess]:
+    """A compile process for a target, which ends with the block. Raises ConfigError where the toolchain is missing.
+
+    on_device: compile with a device of this host at hand, which XLA then measures kernels on
+    """
     toolchain.require(target)
     read, write = os.pipe()
     with tempfile.TemporaryFile() as log:
@@ -95,7 +98,7 @@ def compiling(target: Target, threads: int) -> Iterator[CompileProcess]:
         try:
             with os.fdopen(read, "rb") as answers:
                 running = CompileProcess(target, process, answers, log)  # type: ignore[arg-type]
-                running._send(Start(target.name, threads))
+                running._send(Start(target.name, threads, on_device))
                 yield running
         finally:
             process.kill()

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from .. import MaxError
 from .compile_messages import Answer, Job, Start, receive, send
 from .targets import Target
-from .xla_targets import TargetCompiler
+from .xla_targets import DeviceCompiler, TargetCompiler
 
 
 def main() -> None:
@@ -42,7 +42,8 @@ def _serve(jobs: BinaryIO, answers: BinaryIO, folder: Path) -> None:
             send(answers, message)
 
     try:
-        compiler = TargetCompiler(Target.parse(start.target), folder)
+        target = Target.parse(start.target)
+        compiler = DeviceCompiler(target) if start.on_device else TargetCompiler(target, folder)
     except MaxError as error:
         answer(Answer("", (error.message, error.hint)))
         return
@@ -52,7 +53,7 @@ def _serve(jobs: BinaryIO, answers: BinaryIO, folder: Path) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _compile(compiler: TargetCompiler, job: Job) -> Answer:
+def _compile(compiler: TargetCompiler | DeviceCompiler, job: Job) -> Answer:
     started = time.perf_counter()
     try:
         found = compiler.compile(job.module, job.name, job.options, job.dump_to)

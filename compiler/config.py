@@ -20,6 +20,9 @@ class CompileConfig(Section):
     autotune_results: Path | None = setting(None, compiles=False)
     """Measurements made on such a GPU, in XLA's text form, by which kernels are chosen; their content joins the key."""
 
+    use_vendor_blas: bool = setting(False, compiles=True)
+    """Multiply matrices on NVIDIA's GPUs by cuBLASLt, which the host then needs, and not by compiled kernels."""
+
     num_threads: int | None = setting(None, compiles=False, ge=1, le=1024)
     """Threads that compute; all models of a process share them [default: one for each CPU that the process may use]."""
 

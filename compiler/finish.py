@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from .. import CacheError
 from ..cache import mef
-from . import code_sections, segments, xla
+from . import code_sections, segments, xla_lowering
 from .artifact import Options, Summary, compile_with_progress
 from .graph import TensorType
 from .merge import functions_of
@@ -19,7 +20,8 @@ def finish(artifact: mef.Mef, target: Target, writer: mef.MefWriter, options: Op
     target: of the same lowering as the one that the artifact was made for: the kernels that graphs call decide that.
     Raises CacheError for a damaged artifact or one for another platform, CompileError as a compilation does.
     """
-    options = options or Options()
+    weights = artifact.find(mef.WEIGHTS, "") and artifact.json(mef.WEIGHTS)
+    options = replace(options or Options(), weights=weights)
     made_for = Target.parse(artifact.json(mef.COMPAT)["target"])
     if (made_for.platform, made_for.lowering) != (target.platform, target.lowering):
         raise CacheError(
@@ -28,7 +30,7 @@ def finish(artifact: mef.Mef, target: Target, writer: mef.MefWriter, options: Op
         )
     started = time.perf_counter()
     signatures = artifact.json(mef.SIGNATURES)
-    compiled = compile_with_progress(_sources(artifact, signatures), target, options)
+    compiled = compile_with_progress(sources_of(artifact), target, options)
     summary = Summary(graphs=len(artifact.json(mef.MANIFEST)["graphs"]), executables=len(compiled))
     summary.seconds["compile"] = time.perf_counter() - started
     for section in artifact.sections():
@@ -38,23 +40,24 @@ def finish(artifact: mef.Mef, target: Target, writer: mef.MefWriter, options: Op
         elif section.kind not in code_sections.KINDS:
             writer.add(section.kind, section.name, artifact.read(section), target=section.target)
     types = {name: (_types(row["arguments"]), _types(row["results"])) for name, row in signatures.items()}
-    code = code_sections.Code(target, compiled, types, summary.seconds, tuned=options.autotune is not None)
+    code = code_sections.Code(target, compiled, types, summary.seconds, options.products)
     code.write(writer)
     summary.artifact_id = writer.finish()
     options.dump.finish()
     return summary
 
 
-def _sources(artifact: mef.Mef, signatures: dict[str, dict[str, list[list[int]]]]) -> dict[str, bytes]:
-    """The bytecode of every executable, cut from the merged module."""
+def sources_of(artifact: mef.Mef) -> dict[str, bytes]:
+    """The bytecode of every executable, cut from an artifact's merged module; raises CacheError for a damaged one."""
+    signatures = artifact.json(mef.SIGNATURES)
     section = next((section for section in artifact.sections() if section.kind == mef.MODULE), None)
     if section is None:
         raise CacheError("the artifact holds no StableHLO", "Compile the model itself.")
-    module = xla.from_portable_bytecode(artifact.read(section))
+    module = xla_lowering.from_portable_bytecode(artifact.read(section))
     if absent := signatures.keys() - functions_of(module).keys():
         raise CacheError(f"the artifact's StableHLO lacks {', '.join(sorted(absent))}", "Compile the model itself.")
     pairs = {name: tuple((a, b) for a, b in row["aliases"]) for name, row in signatures.items()}
-    return {name: xla.bytecode(segments.extract(module, name, aliases)) for name, aliases in pairs.items()}
+    return {name: xla_lowering.bytecode(segments.extract(module, name, aliases)) for name, aliases in pairs.items()}
 
 
 def _types(rows: list[dict[str, object]]) -> list[TensorType]:

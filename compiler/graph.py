@@ -72,6 +72,7 @@ class Graph:
     state:       updated in place by every call (donated); the new state must have the same names and types
     outputs:     names of the outputs; output0, output1, ... otherwise
     module:      the module to join; a new one otherwise
+    is_whole:    one executable even where it is nothing but calls of functions that other graphs call too
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Graph:
         state: Mapping[str, TensorType] | None = None,
         outputs: Sequence[str] = (),
         module: Module | None = None,
+        is_whole: bool = False,
     ) -> None:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise CompileError(f"a graph cannot be named {name!r}", "Use letters, digits, '_', '-' and '.'.")
@@ -95,6 +97,7 @@ class Graph:
         self.weights = dict(weights or {})
         self.state = dict(state or {})
         self.output_names = tuple(outputs)
+        self.is_whole = is_whole
         self.module = module if module is not None else Module(name)
         self.module.add(self)
 

@@ -37,6 +37,7 @@ class Limits:
     """All counts are per engine; page 0 belongs to no row and takes the writes of padding tokens.
 
     token_buckets: tokens per step, ascending; the last one is the largest prefill chunk
+    lone_rows:     whether large steps are also made for a single row of logits: where a row of the head takes time
     """
 
     max_length: int
@@ -45,6 +46,7 @@ class Limits:
     num_pages: int
     token_buckets: tuple[int, ...]
     page_format: PageFormat = "float32"
+    lone_rows: bool = True
 
     @property
     def max_pages(self) -> int:
@@ -53,7 +55,9 @@ class Limits:
 
     def logit_rows(self, tokens: int) -> tuple[int, ...]:
         """How many rows of logits a step of this many tokens can give: lone prompts should not pay for a full batch."""
-        return (tokens,) if tokens <= self.max_batch else tuple(sorted({1, self.max_batch}))
+        if tokens <= self.max_batch:
+            return (tokens,)
+        return tuple(sorted({1, self.max_batch})) if self.lone_rows else (self.max_batch,)
 
     @property
     def row_buckets(self) -> tuple[int, ...]:
@@ -86,6 +90,7 @@ def choose_limits(
     total_tokens: int | None = None,
     smallest_step: int = 1,
     page_format: PageFormat = "float32",
+    lone_rows: bool = True,
 ) -> Limits:
     """Sizes the pool and the buckets.
 
@@ -111,6 +116,7 @@ def choose_limits(
         pages + 1,
         _buckets(smallest_step, min(max_step_tokens, max_length), max_batch),
         page_format,
+        lone_rows,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .. import CompileError
-from . import xla
+from . import xla_lowering
 
 if TYPE_CHECKING:
     from jaxlib.mlir import ir
@@ -28,7 +28,7 @@ def merge(name: str, graphs: dict[str, bytes]) -> ir.Module:
     """
     from jaxlib.mlir import ir
 
-    context = xla.mlir_context()
+    context = xla_lowering.mlir_context()
     with context, ir.Location.unknown():
         merged = ir.Module.create()
         merged.operation.attributes["sym_name"] = ir.StringAttr.get(name)

@@ -1,13 +1,14 @@
 """Stage 4: what is compiled, and how a graph's call is made of it.
 
 XLA inlines every call, so a shared subgraph pays off only when it is an executable of its own that the runtime calls
-several times. A graph whose body is nothing but calls becomes a plan over its distinct callees; any other graph is one
-executable and a plan of one call.
+several times. A graph whose body is nothing but calls becomes a plan over its distinct callees; any other graph, and
+one that asks for it, is one executable and a plan of one call.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,18 +43,20 @@ class Segments:
     aliases: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
 
-def split(module: ir.Module, donated: dict[str, list[int]], *, use_subgraphs: bool) -> Segments:
+def split(
+    module: ir.Module, donated: dict[str, list[int]], *, use_subgraphs: bool, whole: Collection[str] = ()
+) -> Segments:
     """Plans every graph of a merged module.
 
     donated:       per graph, the arguments whose memory its last outputs (the new state, in this order) take over
-    use_subgraphs: False makes every graph one executable
+    use_subgraphs: False makes every graph one executable; otherwise those named in `whole` are
     """
     segments = Segments()
     candidates: dict[str, set[tuple[int, int]]] = {}
     for name, function in functions_of(module).items():
         if name not in donated:
             continue
-        if use_subgraphs and _is_calls(function):
+        if use_subgraphs and name not in whole and _is_calls(function):
             plan = _plan_calls(function)
             aliases = _aliases(function, plan, donated[name])
         else:

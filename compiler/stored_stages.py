@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..cache import mef
-from . import segments, xla
+from . import segments, xla_lowering
 from .dump import Dump
 from .merge import functions_of
 
@@ -17,7 +17,7 @@ def dump_stored_stages(artifact: mef.Mef, dump: Dump) -> None:
         if section.kind == mef.JAXPR:
             dump.write(section.name, "1.jaxpr", artifact.read(section).decode())
         elif section.kind == mef.MODULE:
-            module = xla.from_portable_bytecode(artifact.read(section))
+            module = xla_lowering.from_portable_bytecode(artifact.read(section))
             dump.write(section.name, "3.mlir", str(module))
             for graph in functions_of(module).keys() & artifact.json(mef.MANIFEST)["graphs"].keys():
                 dump.write(graph, "2.stablehlo.mlir", str(segments.extract(module, graph, ())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -13,6 +14,9 @@ from .. import ConfigError
 
 Packing = Literal["", "float32", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"]
 """The encoding of a matrix packed for the CPU kernels; empty where it is not packed."""
+
+Element = Literal["float32", "bfloat16"]
+"""What a weight that is not packed is made of."""
 
 PANEL_COLUMNS = 32
 _BLOCKS: dict[Packing, tuple[int, int, int]] = {
@@ -69,13 +73,16 @@ def packed_outputs(shape: tuple[int, ...], inputs: int) -> int:
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of a graph, joined from checkpoint tensors along its last axis.
+    """One weight of a graph, joined from checkpoint tensors along the axis of its outputs.
 
-    shape:      as the graph takes it; a matrix is (inputs, outputs)
-    widths:     the share of each source in the last axis; empty for a single source
+    shape:      as the graph takes it; a matrix is (inputs, outputs), or (outputs, inputs) if `by_output`
+    widths:     the share of each source in the outputs; empty for a single source
     transposed: the checkpoint keeps each source as (outputs, inputs), the order of torch.nn.Linear
+    by_output:  a matrix as the checkpoint has it, (outputs, inputs), which the graph transposes
+    layers:     of a stack of weights, how many: the first axis, and the sources follow each other layer by layer
     gated:      its two sources are the gate and the up projection of a gated layer
-    packed:     the encoding of its panels for the CPU kernels; float32 in rows where it is empty
+    packed:     the encoding of its panels for the CPU kernels
+    element:    of a weight that is not packed
     """
 
     name: str
@@ -85,11 +92,14 @@ class Weight:
     transposed: bool = False
     gated: bool = False
     packed: Packing = ""
+    by_output: bool = False
+    layers: int = 0
+    element: Element = "float32"
 
     @property
     def dtype(self) -> str:
         """As the graph takes it: packed weights are opaque bytes."""
-        return "uint8" if self.packed else "float32"
+        return "uint8" if self.packed else self.element
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -99,11 +109,38 @@ class Weight:
         inputs, outputs = self.shape
         return packed_shape(self.packed, inputs, outputs, gated=self.gated)
 
+    def unstacked(self) -> tuple[Weight, ...]:
+        """The weights of a stack, in the order of their layers; of any other weight, itself."""
+        if not self.layers:
+            return (self,)
+        each = len(self.sources) // self.layers
+        own = (self.sources[first : first + each] for first in range(0, len(self.sources), each))
+        return tuple(replace(self, shape=self.shape[1:], sources=sources, layers=0) for sources in own)
+
+    def places(self) -> Iterator[tuple[str, tuple[int, ...], tuple[Any, ...]]]:
+        """Each source tensor: its name, its shape in the checkpoint, and the index of its place in the weight.
+
+        Not of a stack, whose weights have places each.
+        """
+        start = 0
+        for source, width in zip(self.sources, self.widths or (self.shape[self._joined],), strict=True):
+            share = slice(start, start + width)
+            if self.transposed:
+                yield source, (width, *self.shape[-2::-1]), (..., share)
+            else:
+                yield source, (width, *self.shape[1:]), (share,)
+            start += width
+
     def source_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Each source tensor's name with the shape that it must have in the checkpoint."""
-        for source, width in zip(self.sources, self.widths or (self.shape[-1],), strict=True):
-            shape = (*self.shape[:-1], width)
-            yield source, shape[::-1] if self.transposed else shape
+        for weight in self.unstacked():
+            for source, shape, _ in weight.places():
+                yield source, shape
+
+    @property
+    def _joined(self) -> int:
+        """The axis of the outputs."""
+        return -1 if self.transposed else 0
 
 
 def _fitting(packing: Packing, inputs: int) -> Packing:
@@ -128,6 +165,24 @@ def _packed(weight: Weight, packing: Packing, own: Mapping[str, Packing]) -> Ite
         _, sources, widths = zip(*run, strict=True)
         shape = (inputs, sum(widths))
         yield Weight(f"{weight.name}.{index}", shape, sources, widths, transposed=True, packed=encoding)
+
+
+_LAYER = re.compile(r"^(blocks)\.\d+\.")
+
+
+def _by_output(weight: Weight) -> Weight:
+    if not weight.transposed:
+        return weight
+    return replace(weight, shape=weight.shape[::-1], transposed=False, by_output=True)
+
+
+def _stack(name: str, weights: list[Weight]) -> Weight:
+    first = weights[0]
+    if first.name == name:
+        return first
+    assert len({weight.shape for weight in weights}) == 1, f"layers with different shapes of {name}"
+    sources = tuple(source for weight in weights for source in weight.sources)
+    return replace(first, name=name, shape=(len(weights), *first.shape), sources=sources, layers=len(weights))
 
 
 @dataclass(frozen=True)
@@ -159,6 +214,24 @@ class WeightTable:
         """The matrices that are not packed as `packing` but otherwise, by name."""
         return {weight.name: weight.packed for weight in self.weights if weight.packed and weight.packed != packing}
 
+    def made_of(self, element: Element) -> WeightTable:
+        """The same weights, those that are not packed made of another element."""
+        return replace(self, weights=tuple(replace(weight, element=element) for weight in self.weights))
+
+    def stacked(self) -> WeightTable:
+        """The weights of all layers as one of each kind, in the orientation of the checkpoint, as GPUs take them.
+
+        blocks.0.X, blocks.1.X, ... become blocks.X with a first axis of layers. Nothing may be packed.
+        """
+        kinds: dict[str, list[Weight]] = {}
+        for weight in self.weights:
+            kinds.setdefault(_LAYER.sub(r"\1.", weight.name), []).append(_by_output(weight))
+        return replace(self, weights=tuple(_stack(name, weights) for name, weights in kinds.items()))
+
+    @property
+    def is_stacked(self) -> bool:
+        return any(weight.layers for weight in self.weights)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -173,6 +246,9 @@ class WeightTable:
                 bool(row["transposed"]),
                 bool(row["gated"]),
                 row["packed"],
+                bool(row["by_output"]),
+                row["layers"],
+                row["element"],
             )
             for row in value["weights"]
         )

@@ -11,6 +11,7 @@ from ..compiler import Module
 from ..compiler.limits import Limits
 from ..compiler.weights import WeightTable
 from . import llama
+from .gpu_text_graphs import GpuStepBuilder
 from .sampler import add_samplers
 from .text_graphs import StepBuilder
 
@@ -23,10 +24,10 @@ def build_text_pipeline(architecture: str, config: Any, limits: Limits, table: W
     table: the config's weights; where matrices are packed the CPU kernels compute, else plain XLA
     """
     file, class_name = _DECODERS[architecture]
-    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0), own_head=table.is_packed))
+    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0)))
     module = Module(architecture)
-    builder = StepBuilder(decoder, config, limits, table)
-    if table.is_packed:
+    builder = (GpuStepBuilder if table.is_stacked else StepBuilder)(decoder, config, limits, table)
+    if table.is_packed or table.is_stacked:
         builder.add_pages(module)
     for tokens in limits.token_buckets:
         for rows in limits.logit_rows(tokens):

@@ -51,6 +51,15 @@ def matmul(
     return jax.ffi.ffi_call(_HANDLERS[packing_of(weight.shape)], result)(*arguments, epilogue=epilogue)
 
 
+def embed(ids: jax.Array, weight: jax.Array, vocab_size: int, width: int) -> jax.Array:
+    """The columns `ids` of a packed (width, vocab_size) matrix, as rows. ids: (T,) int32; weight: as in `matmul`.
+
+    Returns (T, width) float32, the very values that the encoding keeps; NaN for an id out of range.
+    """
+    result = jax.ShapeDtypeStruct((ids.shape[0], width), jnp.float32)
+    return jax.ffi.ffi_call("max_embed_v1", result)(ids, weight, outputs=np.int64(vocab_size))
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x ** 2) + eps) * weight, row by row. x: (T, D); weight: (D,), all float32."""
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
@@ -71,8 +80,8 @@ def lazy_zeros(like: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
 
 
 def argmax(x: jax.Array) -> jax.Array:
-    """The first of the largest in each row. x: (R, V) float32; (R,) int32 out."""
-    return jax.ffi.ffi_call("max_argmax_v1", jax.ShapeDtypeStruct(x.shape[:1], jnp.int32))(x)
+    """The first of the largest in each row, or -1 where one is NaN. x: (R, V) float32; (R,) int32 out."""
+    return jax.ffi.ffi_call("max_argmax_v2", jax.ShapeDtypeStruct(x.shape[:1], jnp.int32))(x)
 
 
 def sample(
@@ -81,7 +90,7 @@ def sample(
 ) -> jax.Array:  # fmt: skip
     """`sampler.sample_full` in the kernel: the same arguments; (num_ids,) int32 out, zeros behind the rows."""
     result = jax.ShapeDtypeStruct((num_ids,), jnp.int32)
-    return jax.ffi.ffi_call("max_sample_v1", result)(logits, mask, history, bias, settings, numbers)
+    return jax.ffi.ffi_call("max_sample_v2", result)(logits, mask, history, bias, settings, numbers)
 
 
 def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -92,8 +101,19 @@ def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array
         jax.ShapeDtypeStruct((rows, num_top), jnp.int32),
         jax.ShapeDtypeStruct((rows, num_top), jnp.float32),
     )
-    chosen, top_ids, top = jax.ffi.ffi_call("max_logprobs_v1", results)(logits, ids)
+    chosen, top_ids, top = jax.ffi.ffi_call("max_logprobs_v2", results)(logits, ids)
     return chosen, top_ids, top
+
+
+MAX_HEAD_DIM = 1024
+"""Dimensions of a head that the attention kernel takes at most."""
+
+
+def why_no_attention(head_dim: int) -> str | None:
+    """What the attention kernel cannot compute of a model, in words; None where it takes it."""
+    if head_dim > MAX_HEAD_DIM:
+        return f"heads have {head_dim} dimensions, and the kernel takes at most {MAX_HEAD_DIM}"
+    return None
 
 
 def attention(
@@ -119,7 +139,7 @@ def attention(
     kv_heads, head_dim = pages.shape[2], pages.shape[4]
     width = qkv.shape[1] - 2 * kv_heads * head_dim
     results = (jax.ShapeDtypeStruct((qkv.shape[0], width), jnp.float32), jax.ShapeDtypeStruct(pages.shape, pages.dtype))
-    call = jax.ffi.ffi_call("max_attention_v2", results, input_output_aliases={1: 1})
+    call = jax.ffi.ffi_call("max_attention_v3", results, input_output_aliases={1: 1})
     arguments = (qkv, pages, cos, sin, page_table, rows, positions, slots, *(() if sinks is None else (sinks,)))
     factor = head_dim**-0.5 if scale is None else scale
     settings = {"scale": np.float32(factor), "softcap": np.float32(softcap), "window": np.int64(window)}

@@ -17,6 +17,13 @@ def is_packed(weight: Matrix) -> bool:
     return isinstance(weight, tuple) or kernels.is_packed(weight)
 
 
+def embed(ids: jax.Array, weight: jax.Array, vocab_size: int, width: int) -> jax.Array:
+    """The rows of an embedding. ids: (T,) int32; weight: (vocab_size, width), or packed as (width, vocab_size)."""
+    if kernels.is_packed(weight):
+        return kernels.embed(ids, weight, vocab_size, width)
+    return jnp.take(weight, ids, axis=0)
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, use_kernels: bool = False) -> jax.Array:
     """Root-mean-square norm, computed in float32. x: (T, D); weight: (D,). Source: arXiv:1910.07467."""
     if use_kernels:

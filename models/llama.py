@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .layers import add_rms_norm, is_packed, linear, rms_norm, swiglu
+from .layers import add_rms_norm, embed, is_packed, linear, rms_norm, swiglu
 from .llama_config import Config
 
 Attend = Callable[[jax.Array], jax.Array]
@@ -44,12 +44,14 @@ class Block(nnx.Module):
         self.gate_up_bias = nnx.Param(jnp.zeros((2 * f,), dtype)) if config.mlp_bias else None
         self.down_bias = nnx.Param(jnp.zeros((d,), dtype)) if config.mlp_bias else None
 
-    def __call__(self, x: jax.Array, attend: Attend) -> jax.Array:
-        """x: (T, D) residual stream; same shape out."""
+    def __call__(self, x: jax.Array, attend: Attend, rows: jax.Array | None = None) -> jax.Array:
+        """x: (T, D) residual stream; same shape out, or (R, D) where only the tokens `rows`, (R,) int32, are wanted."""
         qkv, d, f = self.widths
         packed = is_packed(self.qkv.get_value())
         h = rms_norm(x, self.input_norm[...], self.norm_eps, use_kernels=packed)
         h = attend(linear(h, self.qkv.get_value(), qkv, _value(self.qkv_bias)))
+        if rows is not None:  # behind attention, tokens know nothing of each other
+            x, h = x[rows], h[rows]
         delta = linear(h, self.o.get_value(), d, _value(self.o_bias))
         x, h = add_rms_norm(x, delta, self.post_norm[...], self.norm_eps, use_kernels=packed)
         h = swiglu(h, self.gate_up.get_value(), f, _value(self.gate_up_bias))
@@ -59,28 +61,29 @@ class Block(nnx.Module):
 class Llama(nnx.Module):
     """LlamaForCausalLM; parameter paths are the weight names of `Config.weights`."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, own_head: bool = False):
-        """own_head: a head beside the embedding even where they are tied, as packed weights have it."""
-        self.norm_eps, self.vocab_size = config.norm_eps, config.vocab_size
-        has_head = own_head or not config.tied
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.norm_eps, self.vocab_size, self.hidden_size = config.norm_eps, config.vocab_size, config.hidden_size
         shape = (config.vocab_size, config.hidden_size)
         self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
         self.blocks = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
         self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
         # One assignment: nnx settles at the first one whether an attribute is data.
-        self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype)) if has_head else None
+        self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype)) if not config.tied else None
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """tokens: (T,) int32; (T, D) out."""
-        return jnp.take(self.embed[...], tokens, axis=0)
+        return embed(tokens, self.embed.get_value(), self.vocab_size, self.hidden_size)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """x: (R, D) residual stream of the rows that want logits; (R, V) float32 out."""
-        packed = self.head is not None and is_packed(self.head.get_value())
+        weight = (self.embed if self.head is None else self.head).get_value()
+        packed = is_packed(weight)
         h = rms_norm(x, self.norm[...], self.norm_eps, use_kernels=packed)
+        if packed:
+            return linear(h, weight, self.vocab_size)
         if self.head is None:
-            return jnp.einsum("rd,vd->rv", h, self.embed[...], preferred_element_type=jnp.float32)
-        return linear(h, self.head.get_value(), self.vocab_size)
+            return jnp.einsum("rd,vd->rv", h, weight, preferred_element_type=jnp.float32)
+        return jnp.matmul(h, weight, preferred_element_type=jnp.float32)
 
 
 def _value(param: nnx.Param | None) -> jax.Array | None:

@@ -80,15 +80,16 @@ class Config:
 
         packing, own: how matrices are packed for the CPU kernels, see `WeightTable.pack`
 
-        Packed for the CPU kernels, a tied head is a weight of its own: the embedding stays in rows to be looked up.
+        Packed for the CPU kernels, the embedding lies as a head does, and is the head where they are tied.
         """
-        table = [Weight("embed", (self.vocab_size, self.hidden_size), ("model.embed_tokens.weight",))]
+        rows = (self.vocab_size, self.hidden_size)
+        embed = Weight("embed", rows, ("model.embed_tokens.weight",))
+        table = [replace(embed, shape=rows[::-1], transposed=True) if packing else embed]
         for layer in range(self.num_layers):
             table += self._block(f"blocks.{layer}", f"model.layers.{layer}")
         table.append(Weight("norm", (self.hidden_size,), ("model.norm.weight",)))
-        if not self.tied or packing:
-            source = "model.embed_tokens.weight" if self.tied else "lm_head.weight"
-            table.append(Weight("head", (self.hidden_size, self.vocab_size), (source,), transposed=True))
+        if not self.tied:
+            table.append(Weight("head", rows[::-1], ("lm_head.weight",), transposed=True))
         # Exporters write a copy of the tied head, and buffers that older versions of transformers kept.
         ignored = ("lm_head.weight",) if self.tied else ()
         return WeightTable(tuple(table), ignored=(*ignored, "*.rotary_emb.inv_freq")).pack(packing, own)

@@ -197,12 +197,12 @@ def rope_tables(rope: Rope, positions: jax.Array, lengths: jax.Array) -> tuple[j
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates the two halves of each head (the NeoX order that HF checkpoints use).
+    """Rotates the two halves of each head (the NeoX order that HF checkpoints use), computed in float32.
 
     x: (T, heads, dim); cos, sin: (T, dim / 2). Same shape and dtype out.
     """
     import jax.numpy as jnp
 
-    first, second = jnp.split(x, 2, axis=-1)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -48,13 +48,13 @@ def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, *, 
 
 
 def sample_greedy(logits: jax.Array) -> jax.Array:
-    """The first of the largest. logits: (R, V) float32; (R,) int32 out."""
+    """The first of the largest, or -1 in a row with a NaN. logits: (R, V) float32; (R,) int32 out."""
     lanes = _lanes(logits, -jnp.inf)
     index = jnp.arange(lanes.shape[1] * _LANES, dtype=jnp.int32).reshape(lanes.shape[1:])
     found = jnp.where(lanes == _peak(lanes), index, jnp.iinfo(jnp.int32).max)
     first = jnp.min(jnp.min(found, axis=1), axis=-1)
-    # NaN equals nothing: token 0 then, rather than an id outside the vocabulary.
-    return jnp.where(first < logits.shape[1], first, 0)
+    # NaN equals nothing, itself neither.
+    return jnp.where(first < logits.shape[1], first, -1)
 
 
 def sample_full(
@@ -68,7 +68,7 @@ def sample_full(
     bias:     (B, V) float32, added to the logits
     settings: (R, 6) float32, columns SETTINGS; repetition divides or multiplies, the other penalties subtract
     numbers:  (R, 5) int32, columns NUMBERS; `adjusted` says which row of history and bias a row of logits has
-    Returns (R,) int32.
+    Returns (R,) int32, -1 where a token that may come has a NaN, or no finite value is there to draw from.
     """
     of = dict(zip(SETTINGS, settings.T, strict=True))
     number = dict(zip(NUMBERS, numbers.T, strict=True))
@@ -98,7 +98,8 @@ def _adjust(logits: jax.Array, history: jax.Array, bias: jax.Array, of: dict[str
 def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The log-softmax of logits as the model gave them, at each row's id and at its highest values, best first.
 
-    logits: (R, V) float32, of which NaN counts as the lowest number; ids: (B,) int32, of which the first R count
+    logits: (R, V) float32, of which NaN counts as the lowest number; ids: (B,) int32, of which the first R count,
+    and -1, of a row that gave no token, counts as 0
     Returns (R,) float32, and ids (R, num_top) int32 with their values (R, num_top) float32, all finite.
     """
     limit = float(jnp.finfo(jnp.float32).max)
@@ -110,7 +111,7 @@ def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array
     def normalized(values: jax.Array) -> jax.Array:
         return jnp.maximum(values - peak[:, 0] - normalizer, -limit)
 
-    chosen = jnp.take_along_axis(x, ids[: x.shape[0], None], axis=1)
+    chosen = jnp.take_along_axis(x, jnp.maximum(ids[: x.shape[0], None], 0), axis=1)
     top, top_ids = lax.top_k(x, num_top)
     return normalized(chosen)[:, 0], top_ids, normalized(top)
 
@@ -183,7 +184,7 @@ def _top_p_threshold(weights: jax.Array, top_p: jax.Array) -> jax.Array:
 
 
 def _inverse_cdf(weights: jax.Array, u: jax.Array) -> jax.Array:
-    """The index where the running sum of (R, n, lanes) weights passes u of the total; u: (R,) in [0, 1)."""
+    """The index where the running sum of (R, n, lanes) weights passes u of the total, or -1; u: (R,) in [0, 1)."""
     sums = jnp.sum(weights, axis=-1)
     groups = jnp.cumsum(sums, axis=-1)
     target = u * groups[:, -1]
@@ -191,8 +192,8 @@ def _inverse_cdf(weights: jax.Array, u: jax.Array) -> jax.Array:
     before = jnp.where(group > 0, jnp.take_along_axis(groups, jnp.maximum(group - 1, 0)[:, None], axis=1)[:, 0], 0.0)
     lane = jnp.take_along_axis(weights, group[:, None, None], axis=1)[:, 0]
     index = _first_passing(before[:, None] + jnp.cumsum(lane, axis=-1), lane, target)
-    # Weights of NaN add up to nothing: token 0 then, rather than an id outside the vocabulary.
-    return jnp.where(groups[:, -1] > 0, group * _LANES + index, 0).astype(jnp.int32)
+    # Weights of NaN add up to nothing.
+    return jnp.where(groups[:, -1] > 0, group * _LANES + index, -1).astype(jnp.int32)
 
 
 def _first_passing(running: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 // The index of a row's highest value. Included as vector.h is.
 
-// The first of equal ones; a NaN counts as higher than any number, as in numpy and XLA.
+// The first of equal ones, or -1 where one is NaN.
 static int64_t argmax_row(const float* x, int64_t count) {
   constexpr int64_t kChunk = 64 * kLanes;
   int64_t best_chunk = 0;
@@ -20,10 +20,7 @@ static int64_t argmax_row(const float* x, int64_t count) {
       has_nan |= x[i] != x[i];
       of_chunk = x[i] > of_chunk ? x[i] : of_chunk;
     }
-    if (has_nan) {
-      for (i = begin; x[i] == x[i];) ++i;
-      return i;
-    }
+    if (has_nan) return -1;
     if (of_chunk > best) {
       best = of_chunk;
       best_chunk = begin;

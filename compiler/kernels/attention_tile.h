@@ -1,5 +1,4 @@
-// Attention of a few queries over the pages of some kv heads, with an online softmax. Included as vector.h is; needs
-// kAttendRows and kAttendVectors, the queries and vectors of H whose sums fit the registers.
+// Attention of a few queries over the pages of some kv heads, with an online softmax. Included as vector.h is.
 //
 // A row's keys are cut into segments and these into blocks, always at the same keys. A query's segments are summed up
 // each on its own and then merged one after the other, by whatever threads; what it must not see enters as a weight of
@@ -14,9 +13,16 @@ struct Sums {
 // The queries of one kv head; those of the tile's heads follow each other.
 struct TileState {
   int64_t num_queries, group, width, stride;  // width: floats of a head that hold data; stride: padded to vectors
-  float *queries, *scores, *widened;
-  Sums part;                 // of one segment
-  const int32_t* positions;  // of the tile's tokens
+  float *queries, *scores, *laid;             // laid: a block's keys or values as products take them
+  Sums part;                                  // of one segment
+  const int32_t* positions;                   // of the tile's tokens
+};
+
+// Keys that lie together in a page, one per lane, and their values.
+struct Block {
+  int64_t first_key, count;
+  int64_t keys, values;  // where those of the tile's first head begin, in elements of the pages
+  int64_t stride, left;  // tokens of the block as it lies in the page, and those from the first key on
 };
 
 MAX_INLINE Sums sums_at(float* memory, int64_t queries, int64_t stride) {
@@ -31,44 +37,6 @@ MAX_INLINE void clear(const Sums& s, int64_t queries, int64_t stride) {
   }
 }
 
-// Scores of one query with kLanes keys; the last of `count` stands in for those that are missing.
-template <class Elements, bool Full, int Vectors>
-MAX_INLINE Vec score(const float* query, const typename Elements::Type* keys, int64_t stride, int64_t count) {
-  const int64_t num_vectors = Vectors > 0 ? Vectors : stride / kLanes;
-  Vec partial[kLanes];
-#pragma GCC unroll 16
-  for (int j = 0; j < kLanes; ++j) {
-    const typename Elements::Type* key = keys + (Full || j < count ? j : count - 1) * stride;
-    Vec sum{};
-#pragma GCC unroll 16
-    for (int64_t v = 0; v < num_vectors; ++v)
-      sum = multiply_add(load(query + v * kLanes), Elements::at(key + v * kLanes), sum);
-    partial[reversed_lane(j)] = sum;
-  }
-  return sum_lanes<kLanes>(partial);
-}
-
-template <class Elements, int Vectors>
-static void score_block(const TileState& s, const typename Elements::Type* keys, int64_t count, bool prefetches) {
-  for (int64_t k = 0; k < count; k += kLanes) {
-    const typename Elements::Type* group = keys + k * s.stride;
-    if (prefetches) prefetch_ahead(group, kLanes * s.stride * static_cast<int64_t>(sizeof(*group)));
-    for (int64_t n = 0; n < s.num_queries; ++n) {
-      const float* query = s.queries + n * s.stride;
-      const Vec scores = k + kLanes <= count ? score<Elements, true, Vectors>(query, group, s.stride, kLanes)
-                                             : score<Elements, false, Vectors>(query, group, s.stride, count - k);
-      store(s.scores + n * kBlockTokens + k, scores);
-    }
-  }
-}
-
-template <class Elements>
-MAX_INLINE void score_keys(const TileState& s, const typename Elements::Type* keys, int64_t count, bool prefetches) {
-  if (s.stride == 64) return score_block<Elements, 64 / kLanes>(s, keys, count, prefetches);
-  if (s.stride == 128) return score_block<Elements, 128 / kLanes>(s, keys, count, prefetches);
-  score_block<Elements, 0>(s, keys, count, prefetches);
-}
-
 // All lanes from `first` to before `end`.
 MAX_INLINE Bits lanes_between(int64_t first, int64_t end) {
   Bits lane{};
@@ -78,20 +46,27 @@ MAX_INLINE Bits lanes_between(int64_t first, int64_t end) {
   return (lane >= (Bits{} + low)) & (lane < (Bits{} + high));
 }
 
-// Turns the scores of one query with a block's keys into weights, against its peak so far; it sees [first, end) of them.
-MAX_INLINE void weigh(const Attention& call, const TileState& s, int64_t query, int64_t first, int64_t end,
-                      int64_t count) {
-  float* scores = s.scores + query * kBlockTokens;
-  float* totals = s.part.totals + query * kPartVector;
+// Takes one query's scores with the keys [begin, end) of a block and gives its highest with `softcap` in force.
+MAX_INLINE Vec highest_score(const Attention& call, float* scores, int64_t begin, int64_t end) {
   Vec highest = broadcast(-__builtin_inff());
   for (int64_t k = 0; k < end; k += kLanes) {
     if (call.softcap > 0) {
       store(scores + k, hyperbolic_tangent(load(scores + k) * (1.0f / call.softcap)) * call.softcap);
     }
-    const Vec visible = lanes_between(first - k, end - k) ? load(scores + k) : highest;
+    Vec visible = load(scores + k);
+    if (k < begin || k + kLanes > end) visible = lanes_between(begin - k, end - k) ? visible : highest;
     highest = visible > highest ? visible : highest;
   }
-  const float of_block = highest_of(highest);
+  return highest;
+}
+
+// Turns the scores of one query with a block's keys into weights, against its peak so far; it sees [begin, end) of them,
+// and others up to `count` get a weight of 0.
+MAX_INLINE void weigh(const Attention& call, const TileState& s, int64_t query, int64_t begin, int64_t end,
+                      int64_t count) {
+  float* scores = s.scores + query * kBlockTokens;
+  float* totals = s.part.totals + query * kPartVector;
+  const float of_block = highest_of(highest_score(call, scores, begin, end));
   const float peak = of_block > s.part.peaks[query] ? of_block : s.part.peaks[query];
   if (peak > s.part.peaks[query]) {
     const Vec shrink = exponential(broadcast(s.part.peaks[query]) - peak);
@@ -102,54 +77,12 @@ MAX_INLINE void weigh(const Attention& call, const TileState& s, int64_t query, 
   }
   Vec total = load(totals);
   for (int64_t k = 0; k < count; k += kLanes) {
-    const Vec weights = lanes_between(first - k, end - k) ? exponential(load(scores + k) - peak) : Vec{};
+    Vec weights = exponential_below_one(load(scores + k) - peak);
+    if (k < begin || k + kLanes > end) weights = lanes_between(begin - k, end - k) ? weights : Vec{};
     total = total + weights;
     store(scores + k, weights);
   }
   store(totals, total);
-}
-
-// Adds weighted values to the sums of a few queries, at Vectors vectors of their width.
-template <class Elements, int Rows, int Vectors>
-static void add_tile(const float* weights, const typename Elements::Type* values, float* sums, int64_t stride,
-                     int64_t count, bool prefetches) {
-  Vec sum[Rows][Vectors];
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vectors; ++v) sum[r][v] = load(sums + r * stride + v * kLanes);
-  for (int64_t k = 0; k < count; ++k, values += stride) {
-    Vec value[Vectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) value[v] = Elements::at(values + v * kLanes);
-    if (prefetches) prefetch_ahead(values, Vectors * kLanes * static_cast<int64_t>(sizeof(*values)));
-    accumulate<Rows, Vectors>(weights + k, kBlockTokens, value, sum);
-  }
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vectors; ++v) store(sums + r * stride + v * kLanes, sum[r][v]);
-}
-
-template <class Elements, int Vectors, class Rows>
-struct AddTiles;
-template <class Elements, int Vectors, int... R>
-struct AddTiles<Elements, Vectors, Indices<R...>> {
-  using Add = void (*)(const float*, const typename Elements::Type*, float*, int64_t, int64_t, bool);
-  static constexpr Add table[] = {add_tile<Elements, R + 1, Vectors>...};
-};
-
-template <class Elements>
-MAX_INLINE void add_values(const TileState& s, const typename Elements::Type* values, int64_t count, bool prefetches) {
-  using Rows = typename MakeIndices<kAttendRows>::type;
-  constexpr int64_t kWide = kAttendVectors * kLanes;
-  for (int64_t n = 0; n < s.num_queries; n += kAttendRows) {
-    const int64_t rows = s.num_queries - n < kAttendRows ? s.num_queries - n : kAttendRows;
-    const float* weights = s.scores + n * kBlockTokens;
-    float* sums = s.part.sums + n * s.stride;
-    const bool first = n == 0 && prefetches;
-    int64_t i = 0;
-    for (; i + kWide <= s.stride; i += kWide)
-      AddTiles<Elements, kAttendVectors, Rows>::table[rows - 1](weights, values + i, sums + i, s.stride, count, first);
-    for (; i < s.stride; i += kLanes)
-      AddTiles<Elements, 1, Rows>::table[rows - 1](weights, values + i, sums + i, s.stride, count, first);
-  }
 }
 
 // The queries of the tile's `head`-th head.
@@ -162,40 +95,71 @@ MAX_INLINE TileState of_head(const TileState& first, int64_t head) {
   return s;
 }
 
-// Few queries read a page's elements where they lie; for many, or between vectors, they are widened once.
-template <class Elements, class Use>
-MAX_INLINE void with_elements(const Attention& call, const TileState& s, int64_t at, int64_t count, const Use& use) {
-  constexpr int64_t kFewQueries = 4;
-  const auto* in = static_cast<const typename Elements::Type*>(call.pages) + at;
-  const bool narrow = sizeof(*in) < sizeof(float);
-  if (s.stride == s.width && !(narrow && s.num_queries > kFewQueries)) return use(Elements(), in, true);
-  widen<Elements>(in, count, s.width, s.stride, s.widened);
-  use(FloatElements(), s.widened, false);
+// The keys of a block that any of some queries sees.
+MAX_INLINE int64_t keys_seen(const TileState& s, int64_t query, int64_t rows, const Block& block) {
+  int64_t most = 0;
+  for (int64_t token = query / s.group; token <= (query + rows - 1) / s.group; ++token) {
+    const int64_t seen = s.positions[token] + 1 - block.first_key;
+    most = seen > most ? seen : most;
+  }
+  return most < block.count ? most : block.count;
 }
 
-// One block of `count` keys for `num_heads` heads; the first lies at element `at` of the pages.
+// Calls use(query, rows, seen) for a few queries at a time, with the keys of the block that they see.
+template <class Use>
+MAX_INLINE void for_rows(const TileState& s, const Block& block, const Use& use) {
+  for (int64_t n = 0; n < s.num_queries; n += kAttendRows) {
+    const int64_t rows = s.num_queries - n < kAttendRows ? s.num_queries - n : kAttendRows;
+    const int64_t seen = keys_seen(s, n, rows, block);
+    if (seen > 0) use(n, rows, seen);
+  }
+}
+
+// The weights of a head's queries for the keys of a block.
 template <class Elements>
-static void attend_block(const Attention& call, const TileState& first, int64_t num_heads, int64_t at,
-                         int64_t first_key, int64_t count) {
-  const int64_t head_size = call.page_tokens * call.head_dim, values_at = at + call.num_kv_heads * head_size;
-  for (int64_t h = 0; h < num_heads; ++h) {
-    const TileState s = of_head(first, h);
-    with_elements<Elements>(call, s, at + h * head_size, count, [&](auto elements, const auto* keys, bool prefetches) {
-      score_keys<decltype(elements)>(s, keys, count, prefetches);
+static void weigh_keys(const Attention& call, const TileState& s, const typename Elements::Type* in,
+                       const Block& block) {
+  const int64_t whole = (block.count + kLanes - 1) / kLanes * kLanes;
+  const RowsOfPage given{s.width, whole < block.left ? whole : block.left, block.stride};
+  with_rows<Elements>(in, given, s.num_queries, s.laid,
+                      [&](auto elements, const auto* keys, int64_t stride, bool there) {
+    for_rows(s, block, [&](int64_t query, int64_t rows, int64_t seen) {
+      float* scores = s.scores + query * kBlockTokens;
+      const TileShape t{s.queries + query * s.stride, s.stride, scores, kBlockTokens, s.width, false};
+      const int64_t columns = (seen + kLanes - 1) / kLanes * kLanes;
+      multiply_rows<decltype(elements)>(t, keys, stride, rows, columns, there && query == 0);
+      for (int64_t n = query; n < query + rows; ++n) {
+        const int64_t end = s.positions[n / s.group] + 1 - block.first_key;
+        const int64_t begin = call.window > 0 ? end - call.window : 0;
+        weigh(call, s, n, begin, end < 0 ? 0 : end < block.count ? end : block.count, columns);
+      }
     });
-    for (int64_t n = 0; n < s.num_queries; ++n) {
-      const int64_t position = s.positions[n / s.group], end = position + 1 - first_key;
-      const int64_t begin = call.window > 0 ? end - call.window : 0;
-      weigh(call, s, n, begin, end < 0 ? 0 : end < count ? end : count, count);
-    }
-  }
-  for (int64_t h = 0; h < num_heads; ++h) {
-    const TileState s = of_head(first, h);
-    with_elements<Elements>(call, s, values_at + h * head_size, count,
-                            [&](auto elements, const auto* values, bool prefetches) {
-                              add_values<decltype(elements)>(s, values, count, prefetches);
-                            });
-  }
+  });
+}
+
+// Adds the weighted values of a block to the sums of a head's queries.
+template <class Elements>
+static void add_values(const TileState& s, const typename Elements::Type* in, const Block& block) {
+  const RowsOfPage given{block.count, s.width, s.width};
+  with_rows<Elements>(in, given, s.num_queries, s.laid,
+                      [&](auto elements, const auto* values, int64_t stride, bool there) {
+    for_rows(s, block, [&](int64_t query, int64_t rows, int64_t seen) {
+      float* sums = s.part.sums + query * s.stride;
+      const TileShape t{s.scores + query * kBlockTokens, kBlockTokens, sums, s.stride, seen, true};
+      multiply_rows<decltype(elements)>(t, values, stride, rows, stride, there && query == 0);
+    });
+  });
+}
+
+// One block of keys for `num_heads` heads.
+template <class Elements>
+static void attend_block(const Attention& call, const TileState& first, int64_t num_heads, const Block& block) {
+  const int64_t head_size = call.page_tokens * call.head_dim;
+  const auto* pages = static_cast<const typename Elements::Type*>(call.pages);
+  for (int64_t h = 0; h < num_heads; ++h)
+    weigh_keys<Elements>(call, of_head(first, h), pages + block.keys + h * head_size, block);
+  for (int64_t h = 0; h < num_heads; ++h)
+    add_values<Elements>(of_head(first, h), pages + block.values + h * head_size, block);
 }
 
 // The tile's queries, rotated and scaled, and room for the rest of its state behind them.
@@ -208,15 +172,19 @@ static TileState start_tile(const Attention& call, const QueryTile& tile, float*
   const int64_t all_queries = tile.num_kv_heads * s.num_queries;
   s.queries = scratch;
   s.scores = s.queries + all_queries * s.stride;
-  s.widened = s.scores + all_queries * kBlockTokens;
-  s.part = sums_at(s.widened + kBlockTokens * s.stride, all_queries, s.stride);
+  s.laid = s.scores + all_queries * kBlockTokens;
+  s.part = sums_at(s.laid + kBlockTokens * s.stride, all_queries, s.stride);
   s.positions = call.positions + tile.first_token;
   const int64_t heads = call.num_heads + 2 * call.num_kv_heads;
-  for (int64_t n = 0; n < all_queries; ++n) {
-    const int64_t token = tile.first_token + n % s.num_queries / s.group;
+  const auto token_of = [&](int64_t n) { return tile.first_token + n % s.num_queries / s.group; };
+  const auto given = [&](int64_t n) {
     const int64_t head = (tile.first_kv_head + n / s.num_queries) * s.group + n % s.group;
+    return call.qkv + (token_of(n) * heads + head) * s.width;
+  };
+  for (int64_t n = 0; n < all_queries; ++n) prefetch_lines_at<false>(given(n), s.width * 4);
+  for (int64_t n = 0; n < all_queries; ++n) {
     float* query = s.queries + n * s.stride;
-    rotate(call, call.qkv + (token * heads + head) * s.width, token, call.scale, query);
+    rotate(call, given(n), token_of(n), call.scale, query);
     for (int64_t i = s.width; i < s.stride; ++i) query[i] = 0.0f;
   }
   return s;
@@ -231,18 +199,22 @@ static void sum_segment(const Attention& call, const TileState& s, const QueryTi
   const int32_t* table = call.page_table + call.rows[tile.first_token] * call.max_pages;
   int64_t key = begin;
   if (tile.first_key > begin) {  // the start of the block that holds it
-    const int64_t page_start = tile.first_key / call.page_tokens * call.page_tokens;
-    const int64_t from = page_start > begin ? page_start : begin;
-    key = from + (tile.first_key - from) / kBlockTokens * kBlockTokens;
+    const int64_t start = tile.first_key - tile.first_key % call.page_tokens % kBlockTokens;
+    key = start > begin ? start : begin;
   }
   while (key < end) {
     const int64_t page = table[key / call.page_tokens], offset = key % call.page_tokens;
-    const int64_t in_page = call.page_tokens - offset, left = end - key;
-    const int64_t block = in_page < kBlockTokens ? in_page : kBlockTokens;
     const int64_t head = page * 2 * call.num_kv_heads + tile.first_kv_head;
-    attend_block<Elements>(call, s, tile.num_kv_heads, (head * call.page_tokens + offset) * call.head_dim, key,
-                           left < block ? left : block);
-    key += block;
+    const int64_t head_size = call.page_tokens * call.head_dim;
+    Block block;
+    block.first_key = key;
+    block.stride = block_tokens(call, offset);
+    block.left = block.stride - offset % kBlockTokens;
+    block.count = end - key < block.left ? end - key : block.left;
+    block.keys = head * head_size + key_in_head(call, offset);
+    block.values = (head + call.num_kv_heads) * head_size + offset * call.head_dim;
+    attend_block<Elements>(call, s, tile.num_kv_heads, block);
+    key += block.count;
   }
 }
 
@@ -279,11 +251,15 @@ MAX_INLINE void merge(const Sums& part, int64_t queries, int64_t stride, const S
 MAX_INLINE void write_results(const Attention& call, const QueryTile& tile, int64_t num_queries, int64_t stride,
                               const Sums& all) {
   const int64_t group = call.num_heads / call.num_kv_heads;
-  for (int64_t n = 0; n < tile.num_kv_heads * num_queries; ++n) {
+  const auto result = [&](int64_t n) {
     const int64_t token = tile.first_token + n % num_queries / group;
     const int64_t head = (tile.first_kv_head + n / num_queries) * group + n % group;
+    return call.out + (token * call.num_heads + head) * call.head_dim;
+  };
+  for (int64_t n = 0; n < tile.num_kv_heads * num_queries; ++n) prefetch_lines_at<true>(result(n), call.head_dim * 4);
+  for (int64_t n = 0; n < tile.num_kv_heads * num_queries; ++n) {
     const float share = 1.0f / sum_of(load(all.totals + n * kPartVector));
-    float* out = call.out + (token * call.num_heads + head) * call.head_dim;
+    float* out = result(n);
     // Adding 0 makes a zero positive: a masked weight may have turned its sign.
     for (int64_t i = 0; i < call.head_dim; ++i) out[i] = all.sums[n * stride + i] * share + 0.0f;
   }

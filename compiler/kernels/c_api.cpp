@@ -20,7 +20,7 @@ const char* reported(std::string problem) {
 extern "C" {
 
 // Changes with the packed layouts and with the arguments of these functions.
-int32_t max_kernels_abi() { return 3; }
+int32_t max_kernels_abi() { return 5; }
 
 const char* max_kernels_isa() { return kernels() == nullptr ? nullptr : kernels()->name; }
 
@@ -43,6 +43,8 @@ const char* max_kernels_quantize(int32_t encoding, const float* elements, int64_
 }
 
 const char* max_kernels_matmul(const Matmul* call) { return reported(matmul(*call)); }
+
+const char* max_kernels_embed(const Embedding* call) { return reported(embed(*call)); }
 
 const char* max_kernels_rms_norm(const RmsNorm* call) { return reported(rms_norm(*call)); }
 

@@ -56,6 +56,19 @@ ffi::Error matmul_handler(F32Buffer x, Bytes weights, ffi::RemainingArgs rest, f
                           y->typed_data(), rows, inputs, outputs, static_cast<int64_t>(weights.element_count())}));
 }
 
+// ids (T,), packed weights as a matmul's, whose last dimension says the encoding, and y (T, K).
+ffi::Error embed_handler(IndexVector ids, Bytes weights, ffi::Result<F32Matrix> y, int64_t outputs) {
+  const auto blocks = weights.dimensions(), y_dims = y->dimensions();
+  if (blocks.size() != 2 || y_dims[0] != ids.dimensions()[0]) return reported("an embedding has one row per id");
+  for (int i = 0; i < kNumEncodings; ++i) {
+    const Encoding encoding = static_cast<Encoding>(i);
+    if (blocks.back() != bytes_per_element(encoding)) continue;
+    return reported(embed({encoding, ids.typed_data(), weights.typed_data(), y->typed_data(), y_dims[0], y_dims[1],
+                           outputs, static_cast<int64_t>(weights.element_count())}));
+  }
+  return reported("no packed weights have blocks of " + std::to_string(blocks.back()) + " bytes");
+}
+
 ffi::Error attention_handler(F32Matrix qkv, ffi::AnyBuffer pages, F32Matrix cos, F32Matrix sin, Table page_table,
                              IndexVector rows, IndexVector positions, IndexVector slots, ffi::RemainingArgs rest,
                              ffi::Result<F32Matrix> out, ffi::Result<ffi::AnyBuffer> new_pages, float scale,
@@ -178,6 +191,14 @@ auto matmul_binding() {
   return ffi::Ffi::Bind().Arg<F32Buffer>().Arg<Bytes>().RemainingArgs().Ret<F32Buffer>().Attr<int64_t>("epilogue");
 }
 
+auto embed_binding() {
+  return ffi::Ffi::Bind()
+      .Arg<IndexVector>()  // ids (T,)
+      .Arg<Bytes>()        // packed weights (blocks, bytes of a block)
+      .Ret<F32Matrix>()    // (T, K)
+      .Attr<int64_t>("outputs");
+}
+
 auto sample_binding() {
   return ffi::Ffi::Bind()
       .Arg<F32Matrix>()     // logits (R, V)
@@ -238,10 +259,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q8_0_v2, matmul_handler<Encoding::kQ8_0
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q4_0_v1, matmul_handler<Encoding::kQ4_0>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q4_k_v1, matmul_handler<Encoding::kQ4K>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q6_k_v1, matmul_handler<Encoding::kQ6K>, matmul_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v2, attention_handler, attention_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_embed_v1, embed_handler, embed_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_attention_v3, attention_handler, attention_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_rms_norm_v1, rms_norm_handler, rms_norm_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_add_rms_norm_v1, add_rms_norm_handler, add_rms_norm_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v1, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v1, logprobs_handler, logprobs_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_sample_v1, sample_handler, sample_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v2, argmax_handler, ffi::Ffi::Bind().Arg<F32Matrix>().Ret<IndexVector>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v2, logprobs_handler, logprobs_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_sample_v2, sample_handler, sample_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_lazy_zeros_v1, lazy_zeros_handler, ffi::Ffi::Bind().RemainingRets());

@@ -33,7 +33,7 @@ struct QueryTile {
 };
 
 // A tile has at most this many queries, and visits keys in blocks of at most kBlockTokens: both fit the first cache.
-constexpr int64_t kTileQueries = 32;
+constexpr int64_t kTileQueries = 48;
 constexpr int64_t kBlockTokens = 64;
 // Keys that are summed up on their own, by any thread; and floats of a vector in such a sum.
 constexpr int64_t kSegmentTokens = 512;
@@ -60,6 +60,8 @@ struct Kernels {
   // Blocks of 32 inputs of a row, each `stride` behind the one before.
   void (*quantize_inputs)(const float* x, int64_t num_blocks, Encoding weights, QuantizedInputs* quantized,
                           int64_t stride);
+  // GGUF's block of as many weights as a block has; the same bits on every instruction set.
+  void (*quantize_block)(Encoding encoding, const float* elements, uint8_t* gguf);
   // Writes a token's rotated keys and its values into the pages.
   void (*write_token)(const Attention& call, int64_t token);
   // Attends with a tile's queries; scratch holds attention_scratch() floats, 64-byte aligned.
@@ -69,9 +71,9 @@ struct Kernels {
   void (*attend_segment)(const Attention& call, const QueryTile& tile, int64_t segment, float* scratch, float* part);
   void (*merge_segments)(const Attention& call, const QueryTile& tile, float* parts, int64_t part_stride,
                          float* scratch);
-  // The index of the first highest value, or of the first NaN; count > 0.
+  // The index of the first highest value, or -1 where one is NaN; count > 0.
   int64_t (*argmax_row)(const float* x, int64_t count);
-  // A token of a row, drawn at u in [0, 1); scratch holds sample_scratch() floats, 64-byte aligned.
+  // A token of a row, drawn at u in [0, 1), or -1 where none can be; scratch holds sample_scratch() floats, 64-byte aligned.
   int32_t (*sample_row)(const Sampling& call, int64_t row, double u, float* scratch);
   // The log probabilities of a row; scratch holds logprobs_scratch() floats, 64-byte aligned.
   void (*logprobs_row)(const Logprobs& call, int64_t row, float* scratch);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "quantize.h"
 #include "quantized_layout.h"
 #include "target.h"
 MAX_TARGET("avx2,fma,f16c")
@@ -45,10 +46,12 @@ static inline __m256i load_signed_bytes(const uint8_t* p) {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantize_block.h"
 #include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_pages.h"
+#include "attention_blocks.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -68,6 +71,7 @@ const Kernels kAvx2Kernels = {
     nullptr,
     {avx2::kDotWideRows, avx2::kDotTallRows},
     avx2::quantize_inputs,
+    avx2::quantize_block,
     avx2::write_token,
     avx2::attend,
     avx2::attend_segment,

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "quantize.h"
 #include "quantized_layout.h"
 #include "target.h"
 MAX_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
@@ -19,10 +20,12 @@ namespace avx512 {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantize_block.h"
 #include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_pages.h"
+#include "attention_blocks.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -42,6 +45,7 @@ const Kernels kAvx512Kernels = {
     nullptr,
     {avx512::kDotWideRows, avx512::kDotTallRows},
     avx512::quantize_inputs,
+    avx512::quantize_block,
     avx512::write_token,
     avx512::attend,
     avx512::attend_segment,

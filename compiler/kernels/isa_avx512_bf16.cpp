@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "quantize.h"
 #include "quantized_layout.h"
 #include "target.h"
 MAX_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
@@ -19,9 +20,11 @@ namespace avx512_bf16 {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantize_block.h"
 #include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "attention_pages.h"
+#include "attention_blocks.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -98,6 +101,7 @@ const Kernels kAvx512Bf16Kernels = {
     avx512_bf16::convert_inputs,
     {avx512_bf16::kDotWideRows, avx512_bf16::kDotTallRows},
     avx512_bf16::quantize_inputs,
+    avx512_bf16::quantize_block,
     avx512_bf16::write_token,
     avx512_bf16::attend,
     avx512_bf16::attend_segment,

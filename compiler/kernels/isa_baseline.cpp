@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "quantize.h"
 #include "quantized_layout.h"
 
 #if defined(__aarch64__)
@@ -57,10 +58,12 @@ static inline void store_lanes(float* p, FourFloats v, uint32_t bits) {
 #include "activation.h"
 #include "matmul_panel.h"
 #include "quantized_inputs.h"
+#include "quantize_block.h"
 #include "quantized_formats.h"
 #include "matmul_quantized.h"
 #include "matmul_widened.h"
 #include "attention_pages.h"
+#include "attention_blocks.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"
@@ -80,6 +83,7 @@ const Kernels kBaselineKernels = {
     nullptr,
     {baseline::kDotWideRows, baseline::kDotTallRows},
     baseline::quantize_inputs,
+    baseline::quantize_block,
     baseline::write_token,
     baseline::attend,
     baseline::attend_segment,

@@ -86,6 +86,19 @@ std::string pack(const Packing& call);
 // GGUF's blocks of `num_elements` floats, as `pack` makes them; for q8_0 and q4_0 those of GGUF's own quantizer.
 std::string quantize(Encoding encoding, const float* elements, int64_t num_elements, uint8_t* blocks);
 
+// Rows of a packed matrix's transpose: y (T, K) is W[:, ids], exactly as `pack` has kept it; NaN for an id out of range.
+struct Embedding {
+  Encoding encoding;
+  const int32_t* ids;  // (T,)
+  const uint8_t* weights;
+  float* y;
+  int64_t num_tokens;   // T
+  int64_t num_inputs;   // K
+  int64_t num_outputs;  // N
+  int64_t weight_bytes;
+};
+std::string embed(const Embedding& call);
+
 // Causal attention of T tokens over the pages of their rows, after rotating q and k and writing k and v.
 struct Attention {
   const float* qkv;           // (T, (N + 2 K) H): queries, keys, values
@@ -95,7 +108,7 @@ struct Attention {
   const int32_t* rows;        // (T,) row of each token, -1 for padding
   const int32_t* positions;   // (T,) position of each token in its row
   const int32_t* slots;       // (T,) page * page_tokens + offset; that of padding is not written
-  void* pages;                // (num_pages, 2, K, page_tokens, H) float32 or bfloat16
+  void* pages;                // (num_pages, 2, K, page_tokens, H) float32 or bfloat16; attention_pages.h says how keys lie
   float* out;                 // (T, N H); zero for padding
   int64_t num_tokens;
   int64_t num_heads;     // N
@@ -127,7 +140,7 @@ struct RmsNorm {
 };
 std::string rms_norm(const RmsNorm& call);
 
-// The index of each row's first highest value, NaN being the highest. x: (num_rows, num_columns); result: (num_rows,)
+// The index of each row's first highest value, or -1 for a row with a NaN. x: (num_rows, num_columns); result: (num_rows,)
 std::string argmax(const float* x, int64_t num_rows, int64_t num_columns, int32_t* result);
 
 // How a row's token is drawn.
@@ -147,7 +160,8 @@ struct SampleNumbers {
 };
 
 // One token for each row of logits, drawn by the inverse of the cumulative distribution at a uniform number that seed and
-// position alone decide. A row with a NaN gives token 0, or whatever else is in the vocabulary.
+// position alone decide. A row gives -1 when a token that may come has a NaN, or when there is none of a finite value to
+// draw from.
 struct Sampling {
   const float* logits;             // (num_rows, num_columns)
   const int32_t* mask;             // (num_rows, ceil(num_columns / 32)), bit c % 32 of word c / 32: may c come?
@@ -163,7 +177,7 @@ struct Sampling {
 std::string sample(const Sampling& call);
 
 // Log-softmax of each row of (num_rows, num_columns) logits, at the row's own id and at its highest values, of which
-// the first of equal ones come first. NaN counts as the lowest number.
+// the first of equal ones come first. NaN counts as the lowest number; an id of -1, of a row that gave no token, as 0.
 struct Logprobs {
   const float* logits;
   const int32_t* ids;  // (num_rows,)

@@ -36,7 +36,7 @@ static void logprobs_row(const Logprobs& call, int64_t row, float* scratch) {
   const Stripes stripes{x, count, vectors_of_stripe(count, top), maxima};
   const float peak = fill_maxima(stripes);
   const double normalizer = __builtin_log(sum_of_exponentials(x, count, peak));
-  call.chosen[row] = normalized(x[call.ids[row]], peak, normalizer);
+  call.chosen[row] = normalized(x[call.ids[row] < 0 ? 0 : call.ids[row]], peak, normalizer);
 
   const float bound = reached_by(maxima, stripes.number(), top, top / 4, peak);
   const int64_t found = collect_reaching(stripes, bound, values, columns);

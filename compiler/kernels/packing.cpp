@@ -2,11 +2,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "isa.h"
 #include "quantized_layout.h"
 #include "thread_pool.h"
 
 namespace max_kernels {
 namespace {
+
+constexpr const char* kNoKernels = "MAX_KERNELS_ISA names an instruction set that this CPU lacks";
 
 uint16_t round_to_bf16(float value) {
   uint32_t bits;
@@ -42,8 +45,12 @@ const uint8_t* source_block(const Packing& call, int64_t column, int64_t block, 
     const int64_t num_blocks = call.num_inputs / size.inputs;
     return static_cast<const uint8_t*>(call.source) + (column * num_blocks + block) * size.bytes;
   }
-  float elements[kSuperBlocks * kBlockInputs];
   const int64_t from = column * call.output_stride + block * size.inputs * call.input_stride;
+  if (call.source_kind == Source::kF32 && call.input_stride == 1) {
+    quantize_block(call.encoding, static_cast<const float*>(call.source) + from, made);
+    return made;
+  }
+  float elements[kSuperBlocks * kBlockInputs];
   for (int64_t k = 0; k < size.inputs; ++k) elements[k] = read_f32(call, from + k * call.input_stride);
   quantize_block(call.encoding, elements, made);
   return made;
@@ -110,6 +117,7 @@ std::string pack(const Packing& call) {
     return std::string(name_of(call.encoding)) + " needs a multiple of " + std::to_string(block) + " inputs";
   }
   if (!quantized && call.source_kind == Source::kBlocks) return "blocks are packed in their own encoding";
+  if (quantized && kernels() == nullptr) return kNoKernels;
   constexpr int64_t kChunk = kPanelColumns;
   parallel_for((call.num_columns + kChunk - 1) / kChunk, [&](int64_t i) {
     (quantized ? pack_quantized : pack_columns)(call, i * kChunk, std::min((i + 1) * kChunk, call.num_columns));
@@ -122,8 +130,13 @@ std::string quantize(Encoding encoding, const float* elements, int64_t num_eleme
   if (!is_quantized(encoding) || num_elements < 0 || num_elements % size.inputs != 0) {
     return "only whole blocks of a quantized encoding can be made";
   }
-  parallel_for(num_elements / size.inputs,
-               [&](int64_t i) { quantize_block(encoding, elements + i * size.inputs, blocks + i * size.bytes); });
+  if (kernels() == nullptr) return kNoKernels;
+  constexpr int64_t kChunk = 64;
+  const int64_t num_blocks = num_elements / size.inputs;
+  parallel_for((num_blocks + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    for (int64_t i = chunk * kChunk; i < std::min(num_blocks, (chunk + 1) * kChunk); ++i)
+      quantize_block(encoding, elements + i * size.inputs, blocks + i * size.bytes);
+  });
   return "";
 }
 

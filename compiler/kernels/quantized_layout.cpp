@@ -1,7 +1,9 @@
-// Moves blocks from GGUF's order into that of a panel.
+// Moves blocks from GGUF's order into that of a panel, and reads single columns of a panel.
 #include "quantized_layout.h"
 
 #include <cstring>
+
+#include "quantize.h"
 
 namespace max_kernels {
 namespace {
@@ -85,6 +87,50 @@ void write_q6k(const Block& block, uint8_t* to, int64_t lane) {
   }
 }
 
+float read_f16(const uint8_t* scales, int64_t lane) {
+  uint16_t half;
+  std::memcpy(&half, scales + lane * 2, sizeof half);
+  return widen_f16(half);
+}
+
+// Code `k` of a column's 32, whose steps start at `codes`.
+int code_of_byte(const uint8_t* codes, int64_t k) { return codes[k / kStepInputs * kStepBytes + k % kStepInputs]; }
+
+int code_of_nibble(const uint8_t* codes, int64_t k) {
+  const int both = codes[k / (2 * kStepInputs) * kStepBytes + k % kStepInputs];
+  return k / kStepInputs % 2 == 0 ? both & 15 : both >> 4;
+}
+
+int upper_bits(const uint8_t* codes, int64_t k) {
+  return codes[k / (4 * kStepInputs) * kStepBytes + k % kStepInputs] >> (k / kStepInputs % 4 * 2) & 3;
+}
+
+void read_q4k_weights(const uint8_t* at, int64_t lane, float* weights) {
+  const float scale = read_f16(at, lane), minimum = read_f16(at + kScaleBytes, lane);
+  const uint8_t* scales = at + 2 * kScaleBytes + lane;
+  const uint8_t* minima = scales + kSuperBlocks * kPanelColumns;
+  for (int64_t i = 0; i < kSuperBlocks; ++i) {
+    const int upper = scales[i * kPanelColumns] >> 6, lower = minima[i / 2 * kPanelColumns] >> (i % 2 * 4) & 15;
+    const float step = scale * static_cast<float>(scales[i * kPanelColumns] & 63);
+    const float low = minimum * static_cast<float>(upper << 4 | lower);
+    const uint8_t* codes = at + kQ4KHeaderBytes + i * kNibbleBytes + lane * kStepInputs;
+    for (int64_t k = 0; k < kBlockInputs; ++k)
+      weights[i * kBlockInputs + k] = step * static_cast<float>(code_of_nibble(codes, k)) - low;
+  }
+}
+
+void read_q6k_weights(const uint8_t* at, int64_t lane, float* weights) {
+  const float scale = read_f16(at, lane);
+  for (int64_t i = 0; i < kSuperBlocks; ++i) {
+    const uint8_t* codes = at + kQ6KHeaderBytes + i * kQ6KBlockBytes + lane * kStepInputs;
+    for (int64_t k = 0; k < kBlockInputs; ++k) {
+      const uint8_t own = at[kScaleBytes + (2 * i + k / 16) * kPanelColumns + lane];
+      const int code = code_of_nibble(codes, k) | upper_bits(codes + kNibbleBytes, k) << 4;
+      weights[i * kBlockInputs + k] = scale * static_cast<float>(static_cast<int8_t>(own)) * static_cast<float>(code - 32);
+    }
+  }
+}
+
 }  // namespace
 
 Block read_block(Encoding encoding, const uint8_t* gguf) {
@@ -110,6 +156,17 @@ void write_block(Encoding encoding, const Block& block, uint8_t* panel_block, in
   write_f16(panel_block, lane, block.scale);
   (encoding == Encoding::kQ8_0 ? write_bytes : write_nibbles)(block.codes,
                                                               panel_block + kScaleBytes + lane * kStepInputs);
+}
+
+void read_weights(Encoding encoding, const uint8_t* panel_block, int64_t lane, float* weights) {
+  if (encoding == Encoding::kQ4K) return read_q4k_weights(panel_block, lane, weights);
+  if (encoding == Encoding::kQ6K) return read_q6k_weights(panel_block, lane, weights);
+  const float scale = read_f16(panel_block, lane);
+  const uint8_t* codes = panel_block + kScaleBytes + lane * kStepInputs;
+  for (int64_t k = 0; k < kBlockInputs; ++k) {
+    const int weight = encoding == Encoding::kQ8_0 ? code_of_byte(codes, k) - 128 : code_of_nibble(codes, k) - 8;
+    weights[k] = scale * static_cast<float>(weight);
+  }
 }
 
 }  // namespace max_kernels

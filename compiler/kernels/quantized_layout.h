@@ -54,6 +54,8 @@ struct Block {
 Block read_block(Encoding encoding, const uint8_t* gguf);
 // `lane` is the column's place in the panel, whose blocks of inputs start at `panel_block`.
 void write_block(Encoding encoding, const Block& block, uint8_t* panel_block, int64_t lane);
+// The weights of a column's block in a panel, as many as a block has inputs.
+void read_weights(Encoding encoding, const uint8_t* panel_block, int64_t lane, float* weights);
 
 // GGUF's block of the elements, as many as a block has inputs.
 void quantize_block(Encoding encoding, const float* elements, uint8_t* gguf);

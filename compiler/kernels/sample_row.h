@@ -183,7 +183,7 @@ static int64_t invert(const Weighted& w, float least, double u) {
   return found;
 }
 
-// One token of the row; scratch: sample_scratch() floats.
+// One token of the row, or -1 where none can be drawn; scratch: sample_scratch() floats.
 static int32_t sample_row(const Sampling& call, int64_t row, double u, float* scratch) {
   const SampleSettings& settings = call.settings[row];
   const int64_t count = call.num_columns, room = count + 2 * kLanes, top_k = call.numbers[row].top_k;
@@ -193,9 +193,9 @@ static int32_t sample_row(const Sampling& call, int64_t row, double u, float* sc
   const Stripes stripes{x, count, vectors_of_stripe(count, has_top_k ? top_k : 1), maxima};
   bool has_nan = false;
   const float peak = fill_maxima(stripes, &has_nan);
-  if (has_nan) return 0;
+  if (has_nan) return -1;
   if (!(settings.temperature > 0)) return static_cast<int32_t>(argmax_row(x, count));
-  if (peak - peak != 0) return 0;  // infinite: there are no shares to draw from
+  if (peak - peak != 0) return -1;  // infinite: there are no shares to draw from
 
   Weighted left{values, nullptr, count};
   if (has_top_k) left = keep_top(stripes, top_k, peak, values, reinterpret_cast<int32_t*>(rest + room));

@@ -78,7 +78,7 @@ std::string logprobs(const Logprobs& call) {
   if (std::string wrong = problem_of_rows(call.num_columns); !wrong.empty()) return wrong;
   if (call.num_top < 1 || call.num_top > call.num_columns) return "a row has no so many highest values";
   for (int64_t row = 0; row < call.num_rows; ++row) {
-    if (call.ids[row] < 0 || call.ids[row] >= call.num_columns) {
+    if (call.ids[row] < -1 || call.ids[row] >= call.num_columns) {
       return "the id of row " + std::to_string(row) + " is out of range";
     }
   }

@@ -114,11 +114,12 @@ class Pool {
     uint64_t seen = 0;
     for (;;) {
       wait_for_turn_after(seen);
-      if (stopping_.load()) return;
       active_.fetch_add(1);
       seen = turn_.load();
       if (seen % 2 == 0) take_chunks();
       active_.fetch_sub(1);
+      // Looked at behind the turn: a worker that was late for the last loop may have seen the turn that ends it.
+      if (stopping_.load()) return;
     }
   }
 

@@ -84,6 +84,5 @@ struct Tiles;
 template <int Vectors, int... R>
 struct Tiles<Vectors, Indices<R...>> {
   static constexpr Multiply<float> f32[] = {multiply_f32<R + 1, Vectors, true>...};
-  static constexpr Multiply<float> cached_f32[] = {multiply_f32<R + 1, Vectors, false>...};
   static constexpr Multiply<uint16_t> bf16[] = {multiply_bf16<R + 1, Vectors>...};
 };
