@@ -28,7 +28,7 @@ _PIECE_BYTES = 1 << 20
 def write_bundle(path: Path, store: Store, entries: Sequence[Entry]) -> list[ExportedArtifact]:
     """Writes entries with their signatures into one file. Raises: ConfigError where that cannot be; CacheError."""
     opened = [(entry, Mef.open(store.blob_path(entry.record.mef))) for entry in entries]
-    rows = [describe(entry.key, mef, store.signatures(entry.record.key)) for entry, mef in opened]
+    rows = [describe(entry.key, mef, store.signed(entry.record.key, mef.id)) for entry, mef in opened]
     part = path.with_name(path.name + ".part")
     try:
         with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as archive:

@@ -73,10 +73,10 @@ class Entry:
 
 def records(store: OpenFolder) -> Iterator[tuple[float, ActionRecord]]:
     """Yields the readable index entries with the time of their last use, the most recently used first."""
-    dated: list[tuple[float, Path]] = []
+    dated: list[tuple[float, str]] = []
     if store.readable:
         with contextlib.suppress(OSError):
-            dated = [(entry.stat().st_mtime, Path(entry.path)) for entry in os.scandir(store.root / "index")]
+            dated = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(store.root / "index")]
     for used, path in sorted(dated, reverse=True):
         with contextlib.suppress(OSError, CacheError):
             yield used, decode(read_small(path), ActionRecord, path)
@@ -152,4 +152,4 @@ def _read[T: msgspec.Struct](folder: Path, record_type: type[T]) -> Iterator[T]:
     """Yields the readable records of a folder; what is damaged is `max cache verify`'s to tell."""
     for name in _names(folder):
         with contextlib.suppress(OSError, CacheError):
-            yield decode(read_small(folder / name), record_type, name)
+            yield decode(read_small(f"{folder}/{name}"), record_type, name)

@@ -1,18 +1,21 @@
-"""What the store keeps of a checkpoint: its binding, and its prepared weights."""
+"""What the store keeps of a checkpoint: its binding, its prepared weights, a tokenizer that was converted."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from .. import CacheError
 from .binding import Binding
-from .folder import move_into_place, read_small, write_small
+from .folder import move_into_place, read_small, retrying, write_small
 from .open_folder import OpenFolder
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class CheckpointStore(OpenFolder):
-    """Bindings and prepared weights. Those that another user has put here are passed over: nobody signs them."""
+    """Bindings, prepared weights and tokenizers. Those of another user are passed over: nobody signs them."""
 
     def lookup_binding(self, digest: str) -> Binding | None:
         """Returns the binding of that name, or None; a damaged one is quarantined."""
@@ -71,6 +74,10 @@ class CheckpointStore(OpenFolder):
         self._touch(path)
         return path
 
+    def prepared_file(self, identity: str) -> Path:
+        """Where prepared weights of that id lie, if they are there. Raises: CacheError for a name that is no id."""
+        return self._path("prepared", identity)
+
     def publish_prepared(self, temporary: Path, identity: str) -> Path | None:
         """Moves prepared weights, written to a path from `temporary`, into the store and returns their place.
 
@@ -94,3 +101,48 @@ class CheckpointStore(OpenFolder):
     def quarantine_prepared(self, identity: str, error: CacheError) -> None:
         """Sets damaged prepared weights aside, so that they are made again."""
         self._set_aside(error, self._path("prepared", identity))
+
+    def lookup_tokenizer(self, name: str) -> bytes | None:
+        """Returns the tokenizer that was made under this name, its hash compared; None when there is none.
+
+        A damaged one, or one of another name, is quarantined.
+        """
+        path = self._path("tokenizers", name)
+        if not self.readable or path in self._unusable or not self._is_mine(path):
+            return None
+        try:
+            with self._timed():
+                made, content = path.stat().st_mtime, retrying(path.read_bytes)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._warn("read", f"{path} cannot be read: {error.strerror}")
+            return None
+        digest, tokenizer = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if digest != _tokenizer_digest(name, tokenizer):
+            self.quarantine_tokenizer(name, CacheError(f"{path} is damaged", "it will be made again"))
+            return None
+        self._touch(path)
+        return None if self._is_outdated(made) else tokenizer
+
+    def publish_tokenizer(self, name: str, tokenizer: bytes) -> bool:
+        """Keeps a tokenizer under the name of what it was made from; returns False, with one warning, if it cannot."""
+        if not self.writable:
+            return False
+        try:
+            with self._timed():
+                content = _tokenizer_digest(name, tokenizer) + tokenizer
+                write_small(self._path("tokenizers", name), content, self.root / "tmp")
+        except OSError as error:
+            self.not_kept("tokenizer", error)
+            return False
+        return True
+
+    def quarantine_tokenizer(self, name: str, error: CacheError) -> None:
+        """Sets a tokenizer that cannot be used aside, so that it is made again."""
+        self._set_aside(error, self._path("tokenizers", name))
+
+
+def _tokenizer_digest(name: str, tokenizer: bytes) -> bytes:
+    """Over the name too, so that one tokenizer is never taken for another."""
+    return hashlib.sha256(name.encode() + tokenizer).digest()

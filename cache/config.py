@@ -60,6 +60,9 @@ class CacheConfig(Section):
     """File of public keys, one in a line, as `max cache key new` prints them
     [default: $XDG_CONFIG_HOME/max/trusted-keys or ~/.config/max/trusted-keys]."""
 
+    sign_with: Path | None = setting(None, compiles=False)
+    """Private key, a PEM file of `max cache key new`, that signs every artifact that is made, exported or pushed."""
+
     export_mefs: Path | None = setting(None, compiles=False)
     """Folder to write the artifact to as well, with a manifest, for --precompiled-mefs."""
 

@@ -22,6 +22,7 @@ GRACE_S = 3600.0
 QUARANTINE_S = 7 * 86400.0
 # Also artifacts outside of the store have verdicts, such as --precompiled-mefs.
 VERDICT_S = 30 * 86400.0
+_COUNTED = ("blobs", "prepared", "tokenizers", "index", "bindings")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def evict(root: Path, bounds: Bounds, keep: Collection[str] = (), *, dry_run: bo
         elif binding.key in protected:
             protected.add(binding.prepared)
     candidates = _artifacts(root, records, protected, now) + _prepared(root, protected)
-    total = sum(_size(path) for folder in ("blobs", "prepared", "index", "bindings") for path in _tree(root / folder))
+    total = sum(_size(path) for folder in _COUNTED for path in _tree(root / folder))
     for candidate in _beyond(sorted(candidates, key=lambda candidate: candidate.used), total, bounds, root, now):
         chosen += candidate.files
     chosen += _orphans(root, records, bindings, set(chosen))
@@ -131,8 +132,12 @@ def _artifacts(
 
 
 def _prepared(root: Path, protected: set[str]) -> list[_Candidate]:
+    """Returns prepared weights and tokenizers, which a checkpoint can be made to give again."""
     return [
-        _Candidate(_used(path), _size(path), (path,)) for path in _tree(root / "prepared") if path.name not in protected
+        _Candidate(_used(path), _size(path), (path,))
+        for folder in ("prepared", "tokenizers")
+        for path in _tree(root / folder)
+        if path.name not in protected
     ]
 
 

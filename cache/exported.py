@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from .. import CacheError, ConfigError
+from .. import CacheError, ConfigError, MissingArtifactError
 from .folder import move_into_place, read_small, unused_name, write_small
 from .key import Key, explain
 from .mef import MANIFEST, Mef
@@ -115,17 +115,24 @@ class Precompiled:
 
 
 def find_precompiled(
-    folders: Sequence[Path], key: Key, trust: Trust, serves: Callable[[dict[str, Any]], bool] | None = None
+    folders: Sequence[Path],
+    key: Key,
+    trust: Trust,
+    serves: Callable[[dict[str, Any]], bool] | None = None,
+    what: str = "these settings",
 ) -> Precompiled:
     """Returns the artifact of a key, or one that serves as well, from the first folder that has it.
 
     serves: as for `Store.find`
-    Raises: ConfigError when none has it, naming what differs from the nearest one, or when it must not be used.
+    what: what the artifact is for, as an error says it
+    Raises: MissingArtifactError when none has it, naming what differs from the nearest one; ConfigError when it must
+    not be used.
     """
     rows: list[tuple[Path, ExportedArtifact]] = []
     for folder in folders:
         if not (folder / MANIFEST_NAME).is_file():
-            raise ConfigError(f"{folder} holds no artifacts", "Name a folder that --export-mefs has filled.")
+            hint = "Name a folder that --export-mefs has filled."
+            raise MissingArtifactError(f"{folder} holds no artifacts, and so none for {what}", hint)
         rows += [(folder, row) for row in read_manifest(folder).artifacts]
     for folder, row in rows:
         if row.key == key.digest and not explain(key.factors, row.factors):
@@ -135,13 +142,14 @@ def find_precompiled(
             return _opened(folder, row, trust)
     names = ", ".join(map(str, folders))
     if not rows:
-        raise ConfigError(f"there are no artifacts in {names}", "Export some with --export-mefs.")
+        hint = "Export some with --export-mefs."
+        raise MissingArtifactError(f"there are no artifacts in {names}, and so none for {what}", hint)
     differing = min((explain(key.factors, row.factors) for _, row in rows), key=len)
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-    what = f"differs in {differing[0]}{more}" if differing else "is damaged"
-    raise ConfigError(
-        f"no artifact in {names} was compiled for these settings; the nearest one {what}",
-        "Export one with these settings, or leave --precompiled-mefs out.",
+    how = f"differs in {differing[0]}{more}" if differing else "is damaged"
+    raise MissingArtifactError(
+        f"no artifact in {names} was compiled for {what}; the nearest one {how}",
+        f"Export one for {what}, or leave --precompiled-mefs out.",
     )
 
 

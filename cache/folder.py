@@ -22,6 +22,7 @@ SUBFOLDERS = (
     "verdicts",
     "bindings",
     "prepared",
+    "tokenizers",
     "pins",
     "tmp",
     "leases",
@@ -88,14 +89,21 @@ def _check(folder: Path, private: bool) -> None:
         raise Untrusted(distrust, f"{mend}, or trust the keys that sign its artifacts (--trusted-keys)")
 
 
-def read_small(path: Path) -> bytes:
+def read_small(path: Path | str) -> bytes:
     """Reads a record, and one byte more than a record can have at most. Raises: OSError."""
+    return retrying(_read_small, path)
 
-    def read() -> bytes:
-        with open(path, "rb") as file:
-            return file.read(MAX_RECORD_BYTES + 1)
 
-    return retrying(read)
+def _read_small(path: Path | str) -> bytes:
+    # Listings read thousands of records: a buffered file of Python's costs three times as much.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data, wanted = b"", min(os.fstat(descriptor).st_size, MAX_RECORD_BYTES) + 1
+        while piece := os.read(descriptor, wanted - len(data)):
+            data += piece
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def write_small(path: Path, data: bytes, temporary_folder: Path) -> None:

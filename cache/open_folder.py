@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -18,9 +19,13 @@ from .bounds import Bounds
 from .counters import Counters
 from .eviction import Evicted, evict
 from .folder import Untrusted, open_root, unused_name
+from .lease import WAIT_LIMIT_S, Lease, Waiting, single_flight
+from .signing import read_key
 from .trust import Trust, is_foreign_file
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from .config import CacheConfig, CachePolicy
 
 log = logging.getLogger(__name__)
@@ -40,6 +45,8 @@ class OpenFolder:
         self.trust = trust
         self.is_private = True
         """Whether nobody else can have put files here; otherwise signed artifacts are used, and nothing is kept."""
+        self.signing_key: Ed25519PrivateKey | None = None
+        """What signs the artifacts that are made here or sent elsewhere; None where nobody signs."""
         self.remote_url: str | None = None
         self.export_folder: Path | None = None
         self.precompiled: tuple[Path, ...] = ()
@@ -55,8 +62,13 @@ class OpenFolder:
 
     @classmethod
     def open(cls, config: "CacheConfig") -> Self:
-        """Opens the configured folder, and makes it if need be. Never fails: an unusable folder is one warning."""
+        """Opens the configured folder, and makes it if need be: an unusable folder is one warning and no failure.
+
+        Raises: ConfigError for a private key that cannot be used, before anything is made that it should sign.
+        """
         opened = cls(config.folder, config.cache_policy, Bounds.of(config), Trust.of(config))
+        if config.sign_with is not None:
+            opened.signing_key = read_key(config.sign_with.expanduser())
         opened.remote_url = config.cache_remote
         opened.export_folder, opened.precompiled = config.export_mefs, config.precompiled_mefs
         if opened.policy != "off":
@@ -111,6 +123,24 @@ class OpenFolder:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def lease_named[T](
+        self,
+        name: str,
+        find: Callable[[], T | None],
+        *,
+        on_wait: Callable[[Waiting], None] | None = None,
+        limit_s: float = WAIT_LIMIT_S,
+    ) -> AbstractContextManager[Lease[T]]:
+        """Makes one process at a time the maker of what `find` finds once it is made, such as prepared weights.
+
+        name: a digest that stands for the work
+        on_wait, limit_s: as for `Store.lease`
+        """
+        if not self.writable:
+            return contextlib.nullcontext(Lease[T](None, False, 0.0))
+        path = self._path("leases", name)
+        return single_flight(path.parent, path.name, find, on_wait=on_wait, limit_s=limit_s)
 
     def evict(self) -> Evicted:
         """Brings the folder within its bounds, and removes what crashed processes left behind.

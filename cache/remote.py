@@ -84,7 +84,7 @@ class Remote:
         path = store.blob_path(entry.record.mef)
         mef = Mef.open(path)
         mef.check()
-        row = describe(entry.key, mef, store.signatures(entry.record.key))
+        row = describe(entry.key, mef, store.signed(entry.record.key, mef.id))
         there = self._record(entry.record.key)
         if there is not None and there.artifact == row:
             return False
@@ -178,7 +178,8 @@ def _object_store(url: str) -> Any:
     settings: dict[str, Any] = {}
     if scheme != "file":
         # The object store reads the variable itself only where no options are given.
-        plain = scheme == "http" or os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1")
+        named = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
+        plain = scheme == "http" or any(os.environ.get(name, "").lower() in ("true", "1") for name in named)
         client: dict[str, Any] = {**_CLIENT, **({"allow_http": True} if plain else {})}
         settings = {"client_options": client, "retry_config": _RETRY}
     try:

@@ -6,6 +6,7 @@ signatures/<key>.json  who vouches for an artifact
 verdicts/<name>.json   whether an artifact was found sound on a kind of machine
 bindings/<name>.json   which artifact and prepared weights serve a checkpoint
 prepared/xx/<id>       prepared weights
+tokenizers/<name>      tokenizers that were converted
 pins/<key>             artifacts that eviction spares
 tmp/ leases/ quarantine/ VERSION
 """
@@ -23,14 +24,14 @@ from typing import Any, Literal
 from .. import CacheError, ConfigError
 from .catalog import nearest, records
 from .checkpoint_store import CheckpointStore
+from .evidence_store import EvidenceStore
 from .folder import move_into_place, read_small, write_small
 from .key import Key, explain
-from .lease import WAIT_LIMIT_S, Lease, Waiting, single_flight
+from .lease import WAIT_LIMIT_S, Lease, Waiting
 from .mef import Mef
 from .record import ActionRecord, decode, encode
 from .signing import SignatureRecord, unsigned
 from .trust import is_foreign_file
-from .verdict import Verdict, verdict_name
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Found:
     kind: Kind
 
 
-class Store(CheckpointStore):
+class Store(CheckpointStore, EvidenceStore):
     """Artifacts by key. A miss is None, and so is everything that cannot be had or kept; `open` makes a store."""
 
     def lookup(self, key: Key) -> Mef | None:
@@ -123,12 +124,19 @@ class Store(CheckpointStore):
         return None
 
     def publish(
-        self, key: Key, write: Callable[[Path], object] | bytes, *, command: str = "", seconds: float = 0.0
+        self,
+        key: Key,
+        write: Callable[[Path], object] | bytes,
+        *,
+        command: str = "",
+        seconds: float = 0.0,
+        made_here: bool = True,
     ) -> Mef | None:
         """Keeps an artifact under a key and returns it opened; None, with one warning, where it cannot be kept.
 
         write: the artifact's bytes, or a function that writes them to a path
         command, seconds: how it was made and how long that took, for `max cache`
+        made_here: whether the key of --sign-with vouches for it
         """
         if not self.writable:
             return None
@@ -147,6 +155,8 @@ class Store(CheckpointStore):
                     command=command,
                     seconds=seconds,
                 )
+                if made_here:
+                    self.signed(key.digest, mef.id)
                 write_small(self._path("index", key.digest), encode(record), self.root / "tmp")
         except (OSError, CacheError) as error:
             self.not_kept("artifact", error)
@@ -168,7 +178,7 @@ class Store(CheckpointStore):
         if mef.id != expected:
             raise CacheError(f"it is the artifact {mef.id[:12]} and not {expected[:12]}", "it is compiled here instead")
         mef.check()
-        kept = self.publish(key, lambda target: os.replace(path, target), command=command)
+        kept = self.publish(key, lambda target: os.replace(path, target), command=command, made_here=False)
         if kept is None:
             raise CacheError(f"it cannot be kept in {self.root}", "`max cache doctor` says why")
         if signatures is not None:
@@ -186,10 +196,6 @@ class Store(CheckpointStore):
         """Where the artifact of that id lies, if it is there. Raises: CacheError for a name that is no id."""
         return self._path("blobs", mef)
 
-    def prepared_file(self, identity: str) -> Path:
-        """Where prepared weights of that id lie, if they are there. Raises: CacheError for a name that is no id."""
-        return self._path("prepared", identity)
-
     def lease(
         self, key: Key, *, on_wait: Callable[[Waiting], None] | None = None, limit_s: float = WAIT_LIMIT_S
     ) -> AbstractContextManager[Lease[Mef]]:
@@ -205,23 +211,6 @@ class Store(CheckpointStore):
 
         return self.lease_named(key.digest, find, on_wait=on_wait, limit_s=limit_s)
 
-    def lease_named[T](
-        self,
-        name: str,
-        find: Callable[[], T | None],
-        *,
-        on_wait: Callable[[Waiting], None] | None = None,
-        limit_s: float = WAIT_LIMIT_S,
-    ) -> AbstractContextManager[Lease[T]]:
-        """Does what `lease` does for anything that `find` finds once it is made, such as prepared weights.
-
-        name: a digest that stands for the work
-        """
-        if not self.writable:
-            return contextlib.nullcontext(Lease[T](None, False, 0.0))
-        path = self._path("leases", name)
-        return single_flight(path.parent, path.name, find, on_wait=on_wait, limit_s=limit_s)
-
     def quarantine(self, key: Key, error: CacheError) -> None:
         """Sets an artifact aside that turned out to be damaged when a section was read, so that it is made again."""
         index = self._path("index", key.digest)
@@ -236,39 +225,6 @@ class Store(CheckpointStore):
             path.touch() if pinned else path.unlink(missing_ok=True)
         except OSError as error:
             raise CacheError(f"{path} cannot be changed: {error.strerror}", "is the cache read-only?") from error
-
-    def signatures(self, key: str) -> SignatureRecord | None:
-        """The signatures of what a key names; None for none, and for a damaged record."""
-        with contextlib.suppress(OSError, CacheError):
-            path = self._path("signatures", key)
-            return decode(read_small(path), SignatureRecord, path)
-        return None
-
-    def add_signatures(self, record: SignatureRecord) -> None:
-        """Keeps signatures beside those of the same artifact that are there. Raises: CacheError."""
-        path = self._path("signatures", record.key)
-        try:
-            write_small(path, encode(record.joined(self.signatures(record.key))), self.root / "tmp")
-        except OSError as error:
-            raise CacheError(f"{path} cannot be written: {error.strerror}", "is the cache read-only?") from error
-
-    def verdict(self, mef: str, machine: str) -> Verdict | None:
-        """What is known of an artifact on a kind of machine; None when it has not been tried there."""
-        path = self._path("verdicts", verdict_name(mef, machine))
-        if not self.readable or not self._is_mine(path):
-            return None
-        with contextlib.suppress(OSError, CacheError):
-            found = decode(read_small(path), Verdict, path)
-            return found if (found.mef, found.machine) == (mef, machine) else None
-        return None
-
-    def keep_verdict(self, verdict: Verdict) -> None:
-        """Keeps a verdict where it can be kept; elsewhere the artifact will be tried again."""
-        if self.writable:
-            try:
-                write_small(self._path("verdicts", verdict.name), encode(verdict), self.root / "tmp")
-            except OSError as error:
-                self.not_kept("verdict on the artifact", error)
 
     def _find(self, key: Key) -> Mef | str:
         """Returns the artifact, or in a word why there is none."""
@@ -334,6 +290,5 @@ class Store(CheckpointStore):
             return ConfigError(message, "run `max warm-cache` with the same options and the same --cache-dir first")
         first, *others = near[1]
         more = f" (and {len(others)} more: {', '.join(other.path for other in others[:5])})" if others else ""
-        return ConfigError(
-            message, f"the nearest one differs in {first}{more}; run `max warm-cache` with these options"
-        )
+        hint = f"the nearest one differs in {first}{more}; run `max warm-cache` with these options"
+        return ConfigError(message, hint)

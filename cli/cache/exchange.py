@@ -16,7 +16,7 @@ from .options import cache_command, print_json
 from .table import print_table, size
 
 
-@cache_command()
+@cache_command("sign_with")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("names", nargs=-1, metavar="[ENTRY...]")
 def export(config: CacheConfig, store: Store, as_json: bool, bundle: Path, names: tuple[str, ...]) -> None:
@@ -27,7 +27,7 @@ def export(config: CacheConfig, store: Store, as_json: bool, bundle: Path, names
 
     \b
     max cache export llama.bundle 3f2a 90bc
-    max cache export everything.bundle
+    max cache export everything.bundle --sign-with ./ci-key
     """
     from ...cache.bundle import write_bundle
 
@@ -54,7 +54,7 @@ def import_(config: CacheConfig, store: Store, as_json: bool, bundle: Path) -> N
     _show(list(read_bundle(bundle, store, store.trust)), as_json, f"imported into {store.root}")
 
 
-@cache_command("cache_remote")
+@cache_command("cache_remote", "sign_with")
 @click.argument("names", nargs=-1, metavar="[ENTRY...]")
 def push(config: CacheConfig, store: Store, as_json: bool, names: tuple[str, ...]) -> None:
     """Write entries, all of them unless some are named, to the remote.
@@ -62,7 +62,7 @@ def push(config: CacheConfig, store: Store, as_json: bool, names: tuple[str, ...
     Credentials are those of the environment: AWS_*, GOOGLE_*, AZURE_*.
 
     \b
-    max cache push 3f2a --cache-remote s3://bucket/max
+    max cache push 3f2a --cache-remote s3://bucket/max --sign-with ./ci-key
     """
     remote = _remote(config, store)
     pushed = [(entry, remote.push(store, entry)) for entry in find_all(store, names)]

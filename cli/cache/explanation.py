@@ -13,7 +13,8 @@ from ...cache.store import Store
 from ...runtime.checkpoint import Checkpoint
 from ...runtime.config import ModelConfig
 from ...runtime.ladder import runs_here
-from ...runtime.preparation import Preparation, Wanted
+from ...runtime.preparation import Preparation
+from ...runtime.wanted import Wanted
 from ...serve.text_side import TextSide
 from ..model_command import make_preparation, model_folder
 from ..progress import ProgressBar
@@ -29,7 +30,7 @@ def explain_start(settings: Settings, as_json: bool) -> None:
     model = settings.of(ModelConfig)
     folder = model_folder(model)
     checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
-    text = TextSide.load(folder, weight_path=model.weight_path)
+    text = TextSide.load(folder, weight_path=model.weight_path, cache=config)
     preparation = make_preparation(settings, checkpoint, text, ProgressBar(), keep_weights=False)
     wanted = preparation.wanted()
     result, differing = _explained(preparation, wanted)

@@ -81,9 +81,9 @@ def _print_section(artifact: mef.Mef, wanted: str, output: Path | None) -> None:
 
 def _readable(data: bytes, kind: str) -> str:
     if kind == mef.MODULE:
-        from ...compiler import xla
+        from ...compiler import xla_lowering
 
-        return str(xla.from_portable_bytecode(data))
+        return str(xla_lowering.from_portable_bytecode(data))
     if kind == mef.JAXPR:
         return data.decode(errors="replace")
     return json.dumps(json.loads(data), indent=2)

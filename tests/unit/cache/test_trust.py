@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from max import ConfigError
 from max.cache import signing, trust
 from max.cache.config import CacheConfig
 from max.cache.key import make_key
@@ -94,3 +95,40 @@ def test_a_file_of_another_user_in_a_folder_of_a_group_needs_a_signature(shared)
         os.chown(path, 12345, -1)
     store = opened(shared)
     assert store.writable and store.lookup(KEY) and store.lookup(OTHER) is None
+
+
+def test_what_is_made_is_signed_and_what_is_taken_over_is_not(tmp_path, make_artifact, signer):
+    key_file = tmp_path / "config" / "max" / "signing-key"
+    maker = opened(tmp_path / "maker", sign_with=key_file)
+    made = maker.publish(KEY, make_artifact("made"))
+    assert made and maker.trust.signers(KEY.digest, made.id, maker.signatures(KEY.digest))
+    assert opened(tmp_path / "maker", require_signed=True).lookup(KEY)
+    taker = opened(tmp_path / "taker", sign_with=key_file)
+    with taker.temporary(".mef") as path:
+        path.write_bytes(made.content())
+        taker.adopt(KEY, made.id, path, None, command="fetched")
+    assert taker.signatures(KEY.digest) is None
+    assert opened(tmp_path / "taker", require_signed=True).lookup(KEY) is None
+
+
+def test_a_second_signer_joins_the_first(tmp_path, make_artifact, signer):
+    other = tmp_path / "other-key"
+    signing.new_key(other)
+    store = opened(tmp_path / "cache", sign_with=tmp_path / "config" / "max" / "signing-key")
+    made = store.publish(KEY, make_artifact("made"))
+    assert made
+    record = opened(tmp_path / "cache", sign_with=other).signed(KEY.digest, made.id)
+    assert record is not None and len(record.signatures) == 2
+    assert opened(tmp_path / "cache").signatures(KEY.digest) == record
+    rebuilt = store.publish(KEY, make_artifact("rebuilt"))
+    assert rebuilt and len((store.signatures(KEY.digest) or record).signatures) == 1
+
+
+@pytest.mark.parametrize(("content", "mode"), [(None, 0o600), (b"no key", 0o600), (b"no key", 0o644)])
+def test_a_key_that_cannot_sign_is_told_before_anything_is_made(tmp_path, content, mode):
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+        (tmp_path / "key").chmod(mode)
+    with pytest.raises(ConfigError, match="key"):
+        opened(tmp_path / "cache", sign_with=tmp_path / "key")
+    assert not (tmp_path / "cache").exists()
