@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from ..runtime.config import SamplingConfig
+from ..runtime.config import FeaturesConfig, SamplingConfig
 from .options import as_yaml, config_options, resolve
 from .sections import PIPELINE_SECTIONS, GenerateConfig
 
-_SECTIONS = (*PIPELINE_SECTIONS, SamplingConfig, GenerateConfig)
+_SECTIONS = (*PIPELINE_SECTIONS, FeaturesConfig, SamplingConfig, GenerateConfig)
 
 
 @click.command()

@@ -12,9 +12,10 @@ from pathlib import Path
 import click
 
 from .. import ConfigError
+from ..cache.config import CacheConfig
 from ..compiler.counters import COUNTERS
 from ..runtime.checkpoint import Checkpoint
-from ..runtime.config import ModelConfig, SamplingConfig, SchedulingConfig
+from ..runtime.config import FeaturesConfig, ModelConfig, SamplingConfig, SchedulingConfig
 from ..runtime.engine import Engine
 from ..runtime.request import Request
 from ..runtime.step_results import Failure
@@ -48,7 +49,7 @@ class Generation:
         if not self.config.prompt:
             what = "no --prompt was given" if self.config.prompt is None else "the prompt is empty"
             raise ConfigError(what, 'Give one, for example --prompt "robot:".')
-        self.sampling = settings.of(SamplingConfig)
+        self.sampling = _allowed(settings.of(SamplingConfig), settings.of(FeaturesConfig))
 
     def run(self) -> None:
         folder = model_folder(self.settings.of(ModelConfig))
@@ -89,7 +90,8 @@ class Generation:
         with ProgressBar() as progress:
             model = self.settings.of(ModelConfig)
             checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
-            text = TextSide.load(folder, self.config.chat_template, model.weight_path)
+            cache = self.settings.of(CacheConfig)
+            text = TextSide.load(folder, self.config.chat_template, model.weight_path, cache)
             text.sampling(self.sampling)
             prompt = text.prompt_ids(self.config.prompt or "", apply_chat_template=self.config.apply_chat_template)
 
@@ -112,6 +114,21 @@ class Generation:
         logger.debug("graphs and executables %s", COUNTERS)
 
 
+def _allowed(sampling: SamplingConfig, features: FeaturesConfig) -> SamplingConfig:
+    """How tokens are drawn without what is switched off. Raises ConfigError where that was asked for."""
+    wanted = {
+        "--frequency-penalty": ("penalties", sampling.frequency_penalty),
+        "--presence-penalty": ("penalties", sampling.presence_penalty),
+        "--repetition-penalty": ("penalties", (sampling.repetition_penalty or 1.0) - 1.0),
+        "--min-new-tokens": ("min-tokens", sampling.min_new_tokens),
+    }
+    off = {"penalties": not features.enable_penalties, "min-tokens": not features.enable_min_tokens}
+    for flag, (feature, value) in wanted.items():
+        if value and off[feature]:
+            raise ConfigError(f"{flag} is given with --no-enable-{feature}", "Leave one of them out.")
+    return sampling.model_copy(update={"repetition_penalty": 1.0}) if off["penalties"] else sampling
+
+
 def _generate(
     engine: Engine, request: Request, text: TextSide, rules: StopRules, show: Callable[[str], None]
 ) -> _Answer:
@@ -121,6 +138,7 @@ def _generate(
     began = time.perf_counter()
     engine.add(request)
     while completion.finish_reason is None:
+        time.sleep(engine.pause_s)
         for token in engine.step():
             if isinstance(token, Failure):
                 raise token.error

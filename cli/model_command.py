@@ -49,9 +49,13 @@ def make_preparation(
     target: Target | None = None,
     keep_weights: bool,
     portable: bool = False,
+    autotune: Path | None = None,
     check: Callable[[int, int], None] = unchecked,
 ) -> Preparation:
-    """A preparation of this model under these settings, for `target` or else the device that they name."""
+    """A preparation of this model under these settings, for `target` or else the device that they name.
+
+    autotune: measurements to compile with instead of those that the settings name
+    """
     dump = Dump(dump_folder())
     if dump.enabled:
         click.echo(f"writing every stage of the IR to {dump.folder}", err=True)
@@ -65,5 +69,6 @@ def make_preparation(
         dump=dump,
         keep_weights=keep_weights,
         portable=portable,
+        autotune=autotune,
         check=check,
     )

@@ -49,13 +49,12 @@ _FEATURES = {
     "reasoning parsers": "reasoning-parser",
     "profiling of devices": "gpu-profiling",
     "scheduling of many requests": (
-        "ce-delay-ms decode-stall-timeout-s enable-prioritize-first-decode! execute-empty-batches! kvcache-ce-watermark"
-        " max-batch-input-tokens max-batch-size max-batch-total-tokens max-num-steps max-queue-size-tg"
-        " min-batch-size-tg device-memory-utilization kv-cache-page-size"
+        "decode-stall-timeout-s enable-prioritize-first-decode! execute-empty-batches! max-batch-input-tokens"
+        " max-batch-size max-batch-total-tokens max-num-steps device-memory-utilization kv-cache-page-size"
     ),
     "serving": "served-model-name zmq-endpoint-base",
     "work on a server in parts": "headless eplb-stats task-arg",
-    "a choice of kernels": "use-experimental-kernels use-vendor-blas use-subgraphs!",
+    "a choice of kernels": "use-experimental-kernels use-subgraphs!",
     "switching off what costs nothing": "enable-penalties! enable-min-tokens! detokenize!",
     "deferred checks of the configuration": "defer-resolve! force! section-name",
     "timed runs of generate": "num-warmups",

@@ -1,8 +1,9 @@
-"""Progress of long work on stderr: a bar on a terminal, one line per phase elsewhere."""
+"""Progress of long work on stderr: a bar on a terminal, elsewhere a line per phase and one every ten seconds."""
 
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -10,6 +11,9 @@ import click
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+_LINE_EVERY_S = 10.0
 
 
 class ProgressBar:
@@ -20,6 +24,7 @@ class ProgressBar:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._phase = ""
+        self._told = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -34,6 +39,8 @@ class ProgressBar:
             self._begin(phase, item, total)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total or None, item=item)
+        elif total and time.monotonic() - self._told >= _LINE_EVERY_S:
+            self._tell(f"{phase}: {100 * done // total} %")
 
     def close(self) -> None:
         """Clears the bar, so that results and statistics stand alone."""
@@ -44,7 +51,7 @@ class ProgressBar:
     def _begin(self, phase: str, item: str, total: int) -> None:
         self._phase = phase
         if not self._on_terminal:
-            click.echo(_line(phase, item, total), err=True)
+            self._tell(_line(phase, item, total))
             return
         self.close()
         from rich.console import Console
@@ -55,6 +62,10 @@ class ProgressBar:
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task(phase, total=total or None, item=item)
         self._bar.start()
+
+    def _tell(self, line: str) -> None:
+        click.echo(line, err=True)
+        self._told = time.monotonic()
 
 
 def _line(phase: str, item: str, total: int) -> str:

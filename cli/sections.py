@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..cache.config import CacheConfig
 from ..cache.fields import Section, setting
 from ..compiler.config import CompileConfig
@@ -40,6 +42,10 @@ class WarmCacheConfig(Section):
 
     portable: bool = setting(False, compiles=False)
     """Keep portable StableHLO instead of code: needs no compiler for the target; the first start there compiles it."""
+
+    record_autotune_results: Path | None = setting(None, compiles=False)
+    """Have this host's GPU time kernels for the model, write what was fastest to this file, and compile with it; for
+    --autotune-results anywhere."""
 
     json_output: bool = setting(False, compiles=False, flag="--json")
     """Print the result as one JSON object."""

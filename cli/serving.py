@@ -8,6 +8,7 @@ import socket
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ..cache.config import CacheConfig
 from ..runtime.config import ModelConfig, QueueConfig, SchedulingConfig
 from ..serve import log_format
 from ..serve.config import ServerConfig
@@ -34,13 +35,15 @@ def serve(settings: Settings) -> None:
         pipeline=pipeline_of(settings),
         scheduling=settings.of(SchedulingConfig),
         queue=settings.of(QueueConfig),
+        stall_timeout_s=config.decode_stall_timeout_s,
         log_level=level,
         structured_logging=config.structured_logging,
         log_prefix=config.log_prefix,
     )
     supervisor = Supervisor(worker, config.zmq_endpoint_base)
     # From here on the worker loads; reading the tokenizer and importing what answers HTTP take place beside it.
-    text = ThreadPoolExecutor(1).submit(TextSide.load, folder, config.chat_template, model.weight_path)
+    arguments = (folder, config.chat_template, model.weight_path, settings.of(CacheConfig))
+    text = ThreadPoolExecutor(1).submit(TextSide.load, *arguments)
     with tempfile.TemporaryDirectory(prefix="max-metrics-") as shared:
         if config.api_workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared  # read when prometheus_client is imported

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .. import ConfigError
 from ..cache.config import CacheConfig
 from ..compiler import Target
 from ..compiler.compat import is_lowered
@@ -24,23 +26,50 @@ from .sections import WarmCacheConfig
 
 def warm(settings: Settings) -> None:
     """Fills the cache under these settings and prints the result on stdout."""
-    config = settings.of(WarmCacheConfig)
-    names = config.target or (settings.of(CompileConfig).devices,)
-    targets = list(dict.fromkeys(Target.parse(name) for name in names))
+    config, compiling = settings.of(WarmCacheConfig), settings.of(CompileConfig)
+    targets = list(dict.fromkeys(Target.parse(name) for name in config.target)) or [compiling.target()]
+    _check_recording(config, compiling, targets)
     model = settings.of(ModelConfig)
     folder = model_folder(model)
     checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
-    text = TextSide.load(folder, weight_path=model.weight_path)
+    text = TextSide.load(folder, weight_path=model.weight_path, cache=settings.of(CacheConfig))
     for target in targets:
         with ProgressBar() as progress:
-            prepared = make_preparation(
-                settings, checkpoint, text, progress, target=target, keep_weights=False, portable=config.portable
-            ).run()
+            prepare = partial(
+                make_preparation,
+                settings,
+                checkpoint,
+                text,
+                progress,
+                target=target,
+                keep_weights=False,
+                portable=config.portable,
+            )
+            prepared = prepare().run()
+            if (file := config.record_autotune_results) is not None:
+                from ..compiler.tuning import record
+
+                record(prepared.artifact, target, file, progress)
+                prepared = prepare(autotune=file).run()
         if config.json_output:
             click.echo(json.dumps(_result(prepared, folder, target, settings)))
             continue
         for line in _lines(prepared, folder, target, settings):
             click.echo(line)
+
+
+def _check_recording(config: WarmCacheConfig, compiling: CompileConfig, targets: list[Target]) -> None:
+    """Raises ConfigError for measurements that are to be recorded and cannot be, before anything is read."""
+    if config.record_autotune_results is None:
+        return
+    if compiling.autotune_results is not None or len(targets) > 1:
+        raise ConfigError(
+            "--record-autotune-results goes with one target, and not with --autotune-results",
+            "Record for one device at a time; the artifact is compiled with what was measured.",
+        )
+    from ..compiler.tuning import require_device
+
+    require_device(targets[0])
 
 
 def _result(prepared: Prepared, folder: Path, target: Target, settings: Settings) -> dict[str, Any]:

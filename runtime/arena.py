@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import CapacityError
+from ..compiler.xla import numpy_dtype
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Slot:
         return -(-(self.offset + self.nbytes) // ALIGNMENT) * ALIGNMENT
 
 
-Layout = Iterable[tuple[str, tuple[int, ...], str | np.dtype]]
+Layout = Iterable[tuple[str, tuple[int, ...], str]]
 """Names, shapes and dtypes in the order of the arena."""
 
 
@@ -56,7 +57,7 @@ def place(layout: Layout) -> tuple[Slot, ...]:
     slots: list[Slot] = []
     offset = 0
     for name, shape, dtype in layout:
-        slots.append(Slot(name, tuple(shape), np.dtype(dtype), offset))
+        slots.append(Slot(name, tuple(shape), numpy_dtype(dtype), offset))
         offset = slots[-1].stop
     assert len({slot.name for slot in slots}) == len(slots), "two tensors of one name"
     return tuple(slots)

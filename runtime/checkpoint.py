@@ -114,7 +114,7 @@ class Checkpoint:
     def read_into(
         self, name: str, out: np.ndarray, transposed: bool = False, rows: tuple[int, int] | None = None
     ) -> None:
-        """Fills float32 `out` with the rows [first, last) of a tensor that `check` has passed; see `read_tensor`."""
+        """Fills `out` with the rows [first, last) of a tensor that `check` has passed; see `read_tensor`."""
         read_tensor(self.tensors[name], out, transposed=transposed, rows=rows)
 
     def read_stored_into(self, name: str, out: np.ndarray, rows: tuple[int, int]) -> None:

@@ -127,6 +127,16 @@ class SamplingConfig(Section):
     """Go on when the model ends its answer, until --max-new-tokens or a --stop."""
 
 
+class FeaturesConfig(Section):
+    """What may be asked for. All of it always works; a server may still refuse it."""
+
+    enable_penalties: bool = setting(True, compiles=False)
+    """Take penalties; without, they are refused, and a checkpoint's own one is left out."""
+
+    enable_min_tokens: bool = setting(True, compiles=False)
+    """Take a least number of tokens for an answer; without, it is refused."""
+
+
 class SchedulingConfig(Section):
     """How requests share the engine. Nothing here changes compiled code."""
 
@@ -142,6 +152,36 @@ class SchedulingConfig(Section):
     enable_overlap_scheduler: bool | None = setting(None, compiles=False)
     """Prepare a step while the one before is computed; a new request waits a step more [default: where a step takes
     less than 4 ms]."""
+
+    max_queue_size_tg: int | None = setting(None, compiles=False, ge=1)
+    """Requests in work at once, at most; the others wait [default: --max-batch-size]."""
+
+    min_batch_size_tg: int | None = setting(None, compiles=False, ge=0)
+    """Compute no prompts while at least so many answers are generated; below, prompts come first [default: prompts
+    are never held back for that]."""
+
+    kvcache_ce_watermark: float = setting(1.0, compiles=False, ge=0, le=1)
+    """Share of the pages that may be in use once a new request has its own; above, it waits until others end."""
+
+    chunked_prefill_min_chunk_size: int = setting(0, compiles=False, ge=0)
+    """Tokens that a prompt is not cut below, on either side of the cut; at most half of --max-batch-input-tokens."""
+
+    max_request_input_tokens: int = setting(0, compiles=False, ge=0)
+    """Tokens of one prompt that a step computes, at most, so that short prompts fit beside a long one; 0 for as many
+    as there is room for."""
+
+    prefill_schedule_interval: int = setting(1, compiles=False, ge=1)
+    """Compute prompts in every so manieth step only; the steps between are left to answers. A step without answers
+    computes prompts in any case."""
+
+    prefill_coalesce_min_pending: int = setting(0, compiles=False, ge=0)
+    """Beside answers, hold new prompts back until there are so many of them, so that they share a step."""
+
+    prefill_coalesce_max_held_steps: int = setting(0, compiles=False, ge=0)
+    """Steps after which they are computed in any case; 0 for as many as --prefill-coalesce-min-pending."""
+
+    ce_delay_ms: float = setting(0.0, compiles=False, ge=0, le=60_000)
+    """Milliseconds that new prompts wait for others to share their step. Answers go on meanwhile."""
 
 
 class QueueConfig(Section):

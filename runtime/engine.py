@@ -12,17 +12,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from .. import CapacityError, MaxError, RequestError
 from ..compiler import xla
 from ..compiler.limits import Limits
+from . import prompt_scores
 from .model import Buffer, Model
+from .policy import Policy
 from .request import Generation, Request
-from .sampling import Logprobs, SampledRow, Sampler
-from .scheduler import Chunk, Policy, Scheduler
-from .step_inputs import make_inputs
-from .step_results import EngineLost, EngineStats, Failure, StepReport, Token, TokenLogprobs
+from .sampling import Logprobs, SampledRow, Sampler, TokenLogprobs
+from .scheduler import Chunk, Scheduler
+from .step_inputs import StepInputs, StepWriter
+from .step_results import EngineLost, EngineStats, Failure, StepReport, Token
 
 logger = logging.getLogger(__name__)
 _SHORT_STEP_S = 0.004
@@ -38,6 +38,8 @@ class _Flight:
     logits: Buffer
     ids: Buffer | None
     logprobs: Logprobs | None
+    inputs: StepInputs
+    scores: Logprobs | None
     creation_seconds: float
     launched: float
 
@@ -63,6 +65,7 @@ class Engine:
         self.scheduler = Scheduler(limits, policy)
         self.stats = EngineStats()
         self._models, self._overlap, self._check_state = models, overlap, check_state
+        self._writer = StepWriter(limits)
         self._sampler = Sampler(models, vocab_size, limits.max_batch)
         self._live: dict[str, Generation] = {}
         self._flight: _Flight | None = None
@@ -126,6 +129,11 @@ class Engine:
     def is_idle(self) -> bool:
         return self.scheduler.is_idle and self._flight is None
 
+    @property
+    def pause_s(self) -> float:
+        """Seconds in which `step` would find nothing to do, although requests wait: they wait for others."""
+        return self.scheduler.pause_s() if self._flight is None else 0.0
+
     def reset_prefix_cache(self) -> int:
         """Forgets what pages hold; returns how many pages no request used."""
         return self.scheduler.prefixes.reset() if self.scheduler.prefixes is not None else 0
@@ -178,7 +186,7 @@ class Engine:
     def _begin(self, chunks: list[Chunk], began: float) -> _Flight:
         before = self._flight
         places = {chunk.sequence: place for place, chunk in enumerate(before.sampled)} if before else {}
-        inputs = make_inputs(chunks, self.limits, places, before.ids if before else None)
+        inputs = self._writer.write(chunks, places, before.ids if before else None)
         launched = time.perf_counter()
         logits = self._models[inputs.graph](*inputs.arrays)[0]
         ids = logprobs = None
@@ -186,7 +194,8 @@ class Engine:
             ids = self._sampler.sample(logits, [_sampled_row(chunk.sequence) for chunk in inputs.sampled])
             if any(chunk.sequence.request.top_logprobs is not None for chunk in inputs.sampled):
                 logprobs = self._sampler.logprobs(logits, ids)
-        return _Flight(chunks, inputs.sampled, logits, ids, logprobs, launched - began, launched)
+        scores = prompt_scores.score(self._sampler, logits, inputs, self.limits.max_batch)
+        return _Flight(chunks, inputs.sampled, logits, ids, logprobs, inputs, scores, launched - began, launched)
 
     def _land(self) -> list[Token | Failure]:
         """Waits for the step in flight; what it gave. Requests that have ended meanwhile get nothing."""
@@ -194,8 +203,9 @@ class Engine:
         assert flight is not None
         results: list[Token | Failure] = []
         try:
-            ids, broken = _fetch(flight)
+            ids = _fetch(flight)
             logprobs = None if flight.logprobs is None else [part.to_numpy().tolist() for part in flight.logprobs]
+            unscored = [] if flight.scores is None else prompt_scores.keep(flight.scores, flight.inputs)
         except Exception as error:
             return list(self._fail(flight.chunks, error))
         now = time.perf_counter()
@@ -203,10 +213,12 @@ class Engine:
         self._step_seconds = seconds
         for chunk in flight.sampled:
             chunk.sequence.in_flight -= 1
+        if unscored:
+            results += self._fail(unscored, _NOT_A_NUMBER)
         for place, (chunk, token) in enumerate(zip(flight.sampled, ids, strict=True)):
             if not self._is_live(chunk.sequence):
                 continue
-            if broken[place]:
+            if token < 0:
                 results += self._fail([chunk], _NOT_A_NUMBER)
             else:
                 results.append(self._take(chunk.sequence, token, logprobs and [part[place] for part in logprobs]))
@@ -229,7 +241,8 @@ class Engine:
             chosen, top_ids, top = logprobs
             shown = TokenLogprobs(chosen, top_ids[:count], top[:count])
         is_first = len(sequence.tokens) == len(request.prompt) + 1
-        return Token(request.id, token, reason, shown, sequence.cached_tokens or 0 if is_first else 0)
+        cached, scores = (sequence.cached_tokens or 0, sequence.scores) if is_first else (0, None)
+        return Token(request.id, token, reason, shown, cached, scores if request.prompt_logprobs else None)
 
     def _is_live(self, sequence: Generation) -> bool:
         return self._live.get(sequence.request.id) is sequence
@@ -253,7 +266,8 @@ class Engine:
 
 
 _NOT_A_NUMBER = MaxError(
-    "the model's logits are not numbers", "Its weights or its pages are damaged, or the encoding is too narrow for it."
+    "the model's logits are not finite numbers",
+    "Its weights or its pages are damaged, or the encoding is too narrow for it.",
 )
 
 
@@ -268,15 +282,12 @@ def _must_be_known(flight: _Flight) -> bool:
     return any(chunk.sequence.request.sampling.has_penalties for chunk in flight.sampled)
 
 
-def _fetch(flight: _Flight) -> tuple[list[int], list[bool]]:
-    """Waits for a step: its ids, and for each whether its logits hold a NaN, of which any id may come."""
+def _fetch(flight: _Flight) -> list[int]:
+    """Waits for a step: its ids, -1 where the logits gave none."""
     if flight.ids is None:
         xla.wait([flight.logits.array])
-        return [], []
-    count = len(flight.sampled)
-    ids = flight.ids.to_numpy()[:count].tolist()
-    sums = np.add.reduce(flight.logits.to_numpy()[:count], axis=1)
-    return ids, np.isnan(sums).tolist()
+        return []
+    return flight.ids.to_numpy()[: len(flight.sampled)].tolist()
 
 
 def _sampled_row(sequence: Generation) -> SampledRow:

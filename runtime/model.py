@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,11 @@ class Executables:
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
+    @property
+    def num_loaded(self) -> int:
+        """How many are loaded."""
+        return len(self._loaded)
+
     def load(self, name: str) -> xla.Executable:
         found = self._loaded.get(name)
         if found is not None:
@@ -110,16 +116,19 @@ class State:
             if spec.name not in self._arrays:
                 self._arrays[spec.name] = xla.put_owned(spec.shape, spec.dtype)
 
-    def take(self, spec: TensorSpec) -> xla.Buffer:
-        """The tensor as an argument that is about to be donated; raises MaxError when a failed call took it along."""
-        self.allocate([spec])
-        found, self._arrays[spec.name] = self._arrays[spec.name], None
-        if found is None:
-            raise MaxError(f"the state {spec.name} was lost in a call that failed", "Load the models anew.")
-        return found
+    def take(self, specs: Sequence[TensorSpec]) -> list[xla.Buffer]:
+        """The tensors as arguments that are about to be donated; raises MaxError when a failed call took one along."""
+        self.allocate(specs)
+        found = [(spec.name, self._arrays[spec.name]) for spec in specs]
+        lost = next((name for name, array in found if array is None), None)
+        if lost is not None:
+            raise MaxError(f"the state {lost} was lost in a call that failed", "Load the models anew.")
+        self._arrays.update((name, None) for name, _ in found)
+        return [array for _, array in found]
 
-    def keep(self, spec: TensorSpec, array: xla.Buffer) -> None:
-        self._arrays[spec.name] = array
+    def keep(self, specs: Sequence[TensorSpec], arrays: Sequence[xla.Buffer]) -> None:
+        """Takes the tensors' new values, in the same order."""
+        self._arrays.update((spec.name, array) for spec, array in zip(specs, arrays, strict=True))
 
     def check(self) -> None:
         """Waits for the tensors; raises MaxError when one was lost in a call that failed, or came out of one."""
@@ -135,6 +144,7 @@ class Model:
     def __init__(self, spec: GraphSpec, executables: Executables, weights: Mapping[str, xla.Buffer], state: State):
         self._spec, self._executables, self._state = spec, executables, state
         self._weights = [weights[weight.name] for weight in spec.weights]
+        self._calls: list[tuple[xla.Executable, Callable[[list[xla.Buffer]], Sequence[xla.Buffer]]]] | None = None
 
     @property
     def name(self) -> str:
@@ -155,8 +165,14 @@ class Model:
 
     def load(self) -> None:
         """Loads this graph's executables now rather than at the first call."""
-        for executable, _ in self._spec.calls:
-            self._executables.load(executable)
+        self._loaded_calls()
+
+    def _loaded_calls(self) -> list[tuple[xla.Executable, Callable[[list[xla.Buffer]], Sequence[xla.Buffer]]]]:
+        """The calls in order, each with what chooses its arguments among the values that there are by then."""
+        if self._calls is None:
+            plan = [(self._executables.load(executable), arguments) for executable, arguments in self._spec.calls]
+            self._calls = [(executable, _chooser(arguments)) for executable, arguments in plan]
+        return self._calls
 
     def execute(self, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         """Calls the graph and returns its outputs, which may still be being computed.
@@ -169,21 +185,26 @@ class Model:
             names = ", ".join(each.name for each in spec.inputs)
             raise InputError(f"{spec.name} takes {len(spec.inputs)} inputs, not {len(inputs)}", f"They are: {names}.")
         checked = [_check(value, want, i) for i, (value, want) in enumerate(zip(inputs, spec.inputs, strict=True))]
-        calls = [(self._executables.load(executable), arguments) for executable, arguments in spec.calls]
+        calls = self._loaded_calls()
         # Nothing but the calls themselves may fail from here on: they take the state with them.
-        values = [*self._weights, *(self._state.take(each) for each in spec.state), *checked]
-        for executable, arguments in calls:
-            values += executable([values[i] for i in arguments])
+        values = [*self._weights, *self._state.take(spec.state), *checked]
+        for executable, arguments_of in calls:
+            values += executable(arguments_of(values))
         results = [values[i] for i in spec.returns]
-        num_outputs = len(spec.outputs)
-        for each, array in zip(spec.state, results[num_outputs:], strict=True):
-            self._state.keep(each, array)
+        self._state.keep(spec.state, results[len(spec.outputs) :])
         return [Buffer(array, each.dtype, each.shape) for array, each in zip(results, spec.outputs, strict=False)]
 
     __call__ = execute
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, inputs={self.input_metadata}, outputs={self.output_metadata})"
+
+
+def _chooser(arguments: tuple[int, ...]) -> Callable[[list[xla.Buffer]], Sequence[xla.Buffer]]:
+    """From a list of values to those of these numbers."""
+    if len(arguments) > 1:
+        return itemgetter(*arguments)
+    return lambda values: [values[i] for i in arguments]
 
 
 def _check(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> xla.Buffer:

@@ -7,7 +7,6 @@ the same shape may have filled already; what is still missing is made by one pro
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
@@ -15,10 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from .. import CacheError, ConfigError
-from ..cache import mef
 from ..cache.binding import Binding, BoundFile, binding_digest, checkpoint_identity
 from ..cache.exported import export_to
 from ..cache.fields import Section, compile_factors
@@ -26,28 +24,29 @@ from ..cache.key import Key, file_digest, lowered_key, make_key, source_digest, 
 from ..cache.lease import Waiting
 from ..cache.mef import Mef
 from ..cache.store import Found, Store
-from ..compiler import Target, native, xla
+from ..compiler import Target, native
 from ..compiler.compat import is_lowered
 from ..compiler.dump import Dump
-from ..compiler.limits import Limits, choose_limits, default_length
+from ..compiler.limits import Limits
 from ..compiler.stored_stages import dump_stored_stages
-from ..compiler.targets.toolchain import require as require_toolchain
-from ..compiler.weights import Packing, WeightTable
+from ..compiler.targets.xla_options import Products, xla_options
+from ..compiler.weights import Element, Packing
 from .checkpoint import Checkpoint
+from .compilation import Compilation
 from .config import BatchConfig, ModelConfig
-from .ladder import has_same_ir, runs_here
+from .ladder import runs_here
 from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
 from .trial import check_sound, vouch
-from .weight_preparation import Progress, choose_packing, choose_page_format, find_or_prepare, weights_of
-
-if TYPE_CHECKING:
-    from ..models.table import Config
+from .wanted import Wanted, limits_of
+from .weight_preparation import Progress, choose_element, choose_packing, find_or_prepare, weights_of
 
 logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _GRAPH_SOURCES = (_PACKAGE / "compiler", _PACKAGE / "models")
+# The factors that decide how prepared weights are laid out.
+_OF_WEIGHTS = ("packing", "element", "lowering", "encodings", "kernels", "sources")
 # What trained and measured the built-in model: no graph depends on it, which tests/test_architecture.py holds.
 _NO_GRAPH_SOURCES = (_PACKAGE / "models" / "builtin",)
 
@@ -59,16 +58,6 @@ class TextFacts:
     files: Sequence[Path] = ()
     stop_token_ids: Sequence[int] = ()
     generation: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What an artifact is asked for by: its key, and what it is made from."""
-
-    key: Key
-    config: Config
-    limits: Limits
-    weights: WeightTable
 
 
 def _silent(phase: str, item: str, done: int, total: int) -> None:
@@ -99,23 +88,29 @@ class Preparation:
         exact: bool = False,
         portable: bool = False,
         autotune: Path | None = None,
+        use_vendor_blas: bool = False,
         check: Callable[[int, int], None] = unchecked,
     ) -> None:
         """settings: every section whose classified fields join the key; keep_weights: fill an arena as well when
         weights have to be prepared, so that a start that goes on to run need not read them back; exact: take no
         artifact that was compiled for less than the target; text: called where a binding is written; portable: make
-        StableHLO without code; autotune: measurements for GPUs; check: called with the size of the context and of the
-        vocabulary before anything is compiled or prepared, and may raise."""
+        StableHLO without code; autotune, use_vendor_blas: see `Products`; check: called with the size of the context
+        and of the vocabulary before anything is compiled or prepared, and may raise."""
         self.store, self.model, self.batch, self.target = store, model, batch, target
-        self.use_subgraphs, self.settings = use_subgraphs, settings
-        self.text, self.progress, self.dump = text, progress, dump or Dump()
+        self.settings, self.text, self.progress, self.dump = settings, text, progress, dump or Dump()
         self.keep_weights, self.exact, self.check = keep_weights, exact, check
         self.portable, self.autotune = portable, autotune
+        if use_vendor_blas:
+            xla_options(target, "", Products(use_vendor_blas=True))  # refuses targets that it is not for
         self.report = Report()
+        self._compilation = Compilation(
+            store, target, self.report, progress, self.dump, use_subgraphs, portable, autotune, use_vendor_blas
+        )
         self.checkpoint = checkpoint
         # ModelConfig has refused the encodings that are not there.
         self.encoding: Packing | None = cast("Packing | None", model.quantization_encoding)
         self.packing: Packing = choose_packing(self.encoding, checkpoint, target)
+        self.element: Element = choose_element(self.encoding, checkpoint, target)
 
     def run(self) -> Prepared:
         """Finds or makes both; raises ModelError or WeightError for a checkpoint that cannot be used, and ConfigError
@@ -167,6 +162,8 @@ class Preparation:
             "settings": compile_factors(*self.settings),
             "target": self.target.spec(),
             "packing": self.packing,
+            "element": self.element,
+            "lowering": self.target.lowering,
             "kernels": list(native.HANDLERS) if self.packing else [],
             "toolchain": toolchain(self.target.xla_platform),
             "sources": source_digest(_GRAPH_SOURCES, without=_NO_GRAPH_SOURCES),
@@ -194,7 +191,7 @@ class Preparation:
     def _export(self, key: Key, artifact: Mef) -> None:
         """Writes the artifact to the folder of --export-mefs, if there is one."""
         if self.store.export_folder is not None:
-            export_to(self.store.export_folder, key, artifact, self.store.signatures(key.digest))
+            export_to(self.store.export_folder, key, artifact, self.store.signed(key.digest, artifact.id))
 
     # --- the way through the architecture's config ---
 
@@ -204,9 +201,9 @@ class Preparation:
 
         architecture = table.find(self.checkpoint.architecture)
         config = table.load_config(architecture, self.checkpoint.config)
-        weights = weights_of(config, self.packing, self.encoding, self.checkpoint)
+        weights = weights_of(config, self.packing, self.encoding, self.checkpoint, self.target)
         self.checkpoint.check(weights)
-        limits = self._limits(config)
+        limits = limits_of(config, self.model, self.batch, self.target, self.packing, self.element)
         self.check(limits.max_length, config.vocab_size)
         factors = {
             "architecture": architecture.name,
@@ -216,7 +213,7 @@ class Preparation:
             **self._common_factors(),
         }
         key = lowered_key(factors) if self.portable else make_key(factors)
-        return Wanted(key, config, limits, weights)
+        return Wanted(key, architecture.name, config, limits, weights)
 
     def binding(self) -> Binding | None:
         """The binding that a warm start would begin with; None when there is none, or a bound file has changed."""
@@ -234,40 +231,12 @@ class Preparation:
             self.store,
             self.report,
             self.progress,
-            made_by={name: wanted.key.factors[name] for name in ("packing", "encodings", "kernels", "sources")},
+            made_by={name: wanted.key.factors[name] for name in _OF_WEIGHTS},
             keep=self.keep_weights,
         )
         if ready.file is not None:
             self._bind(key, artifact, ready.id, wanted.limits)
         return Prepared(artifact, self.store.artifact_path(artifact), ready, self.report)
-
-    def _limits(self, config: Config) -> Limits:
-        page_tokens = self.batch.kv_cache_page_size
-        page_format = choose_page_format(self.batch.kv_cache_format, self.packing)
-        page_bytes = sum(group.page_bytes for group in config.cache_groups(page_tokens, page_format))
-        wanted = self.model.max_length or default_length(config.max_position, page_tokens, page_bytes)
-        if self.model.max_length is None and wanted < config.max_position:
-            logger.warning(
-                "the context is limited to %d tokens, which take 1 GB of pages; --max-length %d asks for all that "
-                "the model was made for",
-                wanted,
-                config.max_position,
-            )
-        if wanted > config.max_position:
-            raise ConfigError(
-                f"--max-length {wanted} is more than the {config.max_position} tokens that the model was made for",
-                f"Give at most {config.max_position}.",
-            )
-        return choose_limits(
-            max_length=wanted,
-            max_batch=self.batch.max_batch_size,
-            page_tokens=page_tokens,
-            max_step_tokens=self.batch.max_batch_input_tokens,
-            page_bytes=page_bytes,
-            total_tokens=self.batch.max_batch_total_tokens,
-            page_format=page_format,
-            smallest_step=self.target.smallest_step,
-        )
 
     def _artifact(self, wanted: Wanted) -> tuple[Key, Mef]:
         """The artifact, and the key that it is stored under."""
@@ -280,9 +249,7 @@ class Preparation:
             if lease.found is not None:
                 self.report.reason = "made by another process"
                 return key, lease.found
-            data = self._finished(key)
-            self.store.counters.made["traced" if data is None else "lowered"] += 1
-            data = data or self._compile(wanted.config, wanted.limits, wanted.weights)
+            data = self._compilation.make(wanted)
             seconds = self.report.seconds["compile"]
             kept = self.store.publish(key, data, command=" ".join(sys.argv[1:]), seconds=seconds)
         if kept is None:
@@ -294,70 +261,6 @@ class Preparation:
     def _is_complete(self, artifact: Mef) -> bool:
         """Whether an artifact has all that is wanted: one of StableHLO alone is finished where code is."""
         return self.portable or not is_lowered(artifact)
-
-    def _finished(self, key: Key) -> bytes | None:
-        """The artifact compiled from StableHLO that is stored; None where none, or a damaged one, is.
-
-        It is what `--portable` has kept, or that of an artifact whose code another compiler or target made.
-        """
-        source = lowered_key(key.factors)
-        stored = None if self.portable else self.store.peek(source)
-        if stored is None and not self.portable and (found := self.store.search(has_same_ir(key.factors))):
-            stored, source = found.mef, found.key
-        if stored is None:
-            return None
-        try:
-            return self._finish(stored)
-        except CacheError as error:
-            self.store.quarantine(source, error)
-            return None
-
-    def _finish(self, stored: Mef) -> bytes:
-        require_toolchain(self.target)
-        with self.report.timed("import"):
-            from ..compiler.artifact import Options
-            from ..compiler.finish import finish
-
-        self.report.reason, self.report.compiled = "compiled from stored StableHLO", True
-        with self.report.timed("compile"):
-            buffer = io.BytesIO()
-            options = Options(dump=self.dump, progress=self.progress, autotune=self.autotune)
-            summary = finish(stored, self.target, mef.MefWriter(buffer), options)
-        self.report.graphs, self.report.executables = summary.graphs, summary.executables
-        xla.release_memory()
-        return buffer.getvalue()
-
-    def _compile(self, config: Config, limits: Limits, weights: WeightTable) -> bytes:
-        if not self.portable:
-            require_toolchain(self.target)
-        with self.report.timed("import"):
-            from ..compiler.artifact import Options, compile_module
-            from ..models.build import build_text_pipeline
-
-        self.report.reason, self.report.compiled = "lowered" if self.portable else "compiled", True
-        with self.report.timed("compile"):
-            module = build_text_pipeline(self.checkpoint.architecture, config, limits, weights)
-            facts = {
-                "limits": limits.to_json(),
-                "vocab_size": config.vocab_size,
-                "cache_groups": [
-                    asdict(group) for group in config.cache_groups(limits.page_tokens, limits.page_format)
-                ],
-            }
-            options = Options(
-                self.use_subgraphs,
-                facts=facts,
-                weights=weights.to_json(),
-                dump=self.dump,
-                progress=self.progress,
-                portable=self.portable,
-                autotune=self.autotune,
-            )
-            buffer = io.BytesIO()
-            summary = compile_module(module, self.target, mef.MefWriter(buffer), options)
-        self.report.graphs, self.report.executables = summary.graphs, summary.executables
-        xla.release_memory()
-        return buffer.getvalue()
 
     def _bind(self, key: Key, artifact: Mef, prepared_id: str, limits: Limits) -> None:
         text = self.text()

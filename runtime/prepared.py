@@ -18,9 +18,7 @@ import xxhash
 
 from .. import CacheError
 from ..cache.folder import retrying
-from ..compiler import native
 from .arena import Arena, Layout, Slot, place
-from .checkpoint import encoding_of
 from .prepared_format import (
     CHUNK_BYTES,
     HEADER_BYTES,
@@ -31,17 +29,16 @@ from .prepared_format import (
     write_at,
     write_contents,
 )
-from .tensor_stream import row_bytes
+from .weight_reads import reads_of
 
 if TYPE_CHECKING:
-    from ..compiler.weights import Packing, Weight, WeightTable
+    from ..compiler.weights import Weight, WeightTable
     from .checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
 """Takes the bytes done and the bytes there are; called in the thread that asked for the work."""
 
 _GROUP_BYTES = 32 << 20
-_JOB_BYTES = 8 << 20
 _KEPT_SHARE = 0.25  # of the machine's memory: a larger file leaves the page cache again, to leave room for the arena
 
 
@@ -93,8 +90,11 @@ def prepare_into(
     """Fills an arena of the table's layout from a checkpoint, without a file; raises WeightError."""
     checkpoint.check(table)
     assert arena.slots == place(layout_of(table)), "an arena of another layout"
-    reads = [read for weight in table.weights for read in _reads(checkpoint, weight, arena.view(weight.name))]
+    pieces = _pieces(table, arena.slots)
+    reads = [read for piece in pieces for read in reads_of(checkpoint, piece.weight, piece.view(arena.memory, 0))]
     done, total = 0, sum(read.nbytes for read in reads)
+    if on_progress:
+        on_progress(done, total)
     with ThreadPoolExecutor(threads, "prepare") as pool:
         for nbytes in _in_order(pool, lambda read: read.run(), reads):
             done += nbytes
@@ -123,7 +123,7 @@ def load(
             contents = read_contents(descriptor, path)
             if expected_id is not None and contents.id != expected_id:
                 raise damaged(path, f"its id is {contents.id[:12]}, {expected_id[:12]} is needed")
-            arena = arena or Arena((slot.name, slot.shape, slot.dtype) for slot in contents.slots)
+            arena = arena or Arena((slot.name, slot.shape, slot.dtype.name) for slot in contents.slots)
             if arena.slots != contents.slots:
                 raise damaged(path, "its tensors are not those of this model")
             _read(descriptor, path, contents, arena.memory, threads, on_progress)
@@ -136,95 +136,29 @@ def load(
 
 
 @dataclass(frozen=True)
-class _Read:
-    """Rows of one checkpoint tensor and where they go: the unit of work that threads share when they convert."""
+class _Piece:
+    """A weight, one layer of it where it is a stack, and its bytes in the data; behind them padding, up to `stop`."""
 
-    checkpoint: Checkpoint
-    tensor: str
-    target: np.ndarray
-    transposed: bool
-    rows: tuple[int, int]
-
-    @property
-    def nbytes(self) -> int:
-        return self.target.nbytes
-
-    def run(self) -> int:
-        self.checkpoint.read_into(self.tensor, self.target, self.transposed, self.rows)
-        return self.nbytes
-
-
-def _reads(checkpoint: Checkpoint, weight: Weight, view: np.ndarray) -> Iterator[_Read | _Packing]:
-    """The reads that fill a weight: its sources side by side along the last axis, each in parts of about 8 MiB."""
-    if weight.packed:
-        yield from _packings(checkpoint, weight, view)
-        return
-    start = 0
-    for source, shape in weight.source_shapes():
-        width = shape[0] if weight.transposed else shape[-1]
-        share = view[..., start : start + width]
-        start += width
-        step = max(64, _JOB_BYTES * shape[0] // max(share.nbytes, 1) // 64 * 64)
-        for first in range(0, shape[0], step):
-            rows = first, min(first + step, shape[0])
-            target = share[..., slice(*rows)] if weight.transposed else share[slice(*rows)]
-            yield _Read(checkpoint, source, target, weight.transposed, rows)
-
-
-@dataclass(frozen=True)
-class _Packing:
-    """Rows of one checkpoint tensor, its outputs, on their way into the panels of a packed matrix."""
-
-    checkpoint: Checkpoint
     weight: Weight
-    tensor: str
-    target: np.ndarray
-    columns: native.Columns
-    first_column: int
-    rows: tuple[int, int]
+    slot: Slot
+    offset: int
+    nbytes: int
+    stop: int
 
-    @property
-    def nbytes(self) -> int:
-        """Of the source as float32."""
-        return 4 * (self.rows[1] - self.rows[0]) * self.weight.shape[0]
-
-    def run(self) -> int:
-        library, outputs = native.library(), self.weight.shape[1]
-        assert library is not None and self.weight.packed, "weights are packed by the kernels that read them"
-        library.pack(
-            self._source(self.weight.packed),
-            self.target,
-            self.weight.packed,
-            columns=self.columns,
-            first_column=self.first_column + self.rows[0],
-            total_columns=outputs // 2 if self.weight.gated else outputs,
-        )
-        return self.nbytes
-
-    def _source(self, packing: Packing) -> np.ndarray:
-        """The rows as blocks where they are quantized in this encoding already, else as float32 (inputs, outputs)."""
-        count = self.rows[1] - self.rows[0]
-        if packing in native.BLOCKS and encoding_of(self.checkpoint.tensors[self.tensor]) == packing:
-            blocks = np.empty((count, row_bytes(self.checkpoint.tensors[self.tensor])), np.uint8)
-            self.checkpoint.read_stored_into(self.tensor, blocks, self.rows)
-            return blocks
-        values = np.empty((count, self.weight.shape[0]), np.float32)
-        self.checkpoint.read_into(self.tensor, values, False, self.rows)
-        return values.T
+    def view(self, memory: np.ndarray, start: int) -> np.ndarray:
+        """The weight in memory that holds the data from `start` on."""
+        at = self.offset - start
+        return memory[at : at + self.nbytes].view(self.slot.dtype).reshape(self.weight.stored_shape)
 
 
-def _packings(checkpoint: Checkpoint, weight: Weight, view: np.ndarray) -> Iterator[_Packing]:
-    """The parts of a packed matrix, each of about 8 MiB of float32; the padding of its panels is zeroed first."""
-    view[...] = 0
-    first = 0
-    for index, (source, (outputs, inputs)) in enumerate(weight.source_shapes()):
-        columns: native.Columns = ("gate", "up")[index] if weight.gated else "plain"
-        step = max(64, _JOB_BYTES // (4 * inputs) // 64 * 64)
-        for start in range(0, outputs, step):
-            rows = start, min(start + step, outputs)
-            yield _Packing(checkpoint, weight, source, view, columns, first, rows)
-        if not weight.gated:
-            first += outputs
+def _pieces(table: WeightTable, slots: Sequence[Slot]) -> Iterator[_Piece]:
+    """The weights in order; a stack layer by layer, so that none of it needs memory as a whole."""
+    for weight, slot in zip(table.weights, slots, strict=True):
+        own = weight.unstacked()
+        nbytes = slot.nbytes // len(own)
+        for index, each in enumerate(own):
+            offset = slot.offset + index * nbytes
+            yield _Piece(each, slot, offset, nbytes, slot.stop if each is own[-1] else offset + nbytes)
 
 
 def _write(
@@ -241,18 +175,20 @@ def _write(
     total = data_bytes(slots)
     chunks: list[int] = []
 
+    def on_filled(done: int) -> None:
+        if on_progress:
+            on_progress(done, total)
+
     def write_chunk(chunk: tuple[int, np.ndarray]) -> int:
         offset, memory = chunk
         write_at(descriptor, memory.data, HEADER_BYTES + offset)
         return xxhash.xxh3_64_intdigest(memory.data)
 
     with ThreadPoolExecutor(threads, "prepare") as pool:
-        for offset, memory in _regions(pool, checkpoint, table, slots, arena):
+        on_filled(0)
+        for offset, memory in _regions(pool, checkpoint, table, slots, arena, on_filled):
             parts = [(offset + at, memory[at : at + CHUNK_BYTES]) for at in range(0, len(memory), CHUNK_BYTES)]
-            for (at, part), digest in zip(parts, _in_order(pool, write_chunk, parts), strict=True):
-                chunks.append(digest)
-                if on_progress:
-                    on_progress(at + len(part), total)
+            chunks += _in_order(pool, write_chunk, parts)
     return write_contents(descriptor, slots, chunks)
 
 
@@ -262,26 +198,27 @@ def _regions(
     table: WeightTable,
     slots: Sequence[Slot],
     arena: Arena | None,
+    on_filled: Callable[[int], None],
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The data piece by piece, filled, with the offset of each: whole chunks, except at the end.
 
     A piece is a part of the arena, or memory that the next piece takes over.
+    on_filled: takes the bytes of the data that are filled, as often as a part of a weight is
     """
-    groups = list(_groups(list(zip(table.weights, slots, strict=True))))
-    largest = max((group[-1][1].stop - group[0][1].offset for group in groups), default=0)
+    groups = list(_groups(_pieces(table, slots)))
+    largest = max((group[-1].stop - group[0].offset for group in groups), default=0)
     staging = arena or Arena([("staging", (largest + CHUNK_BYTES,), "uint8")])
     start = 0  # of `memory` in the data
     for group in groups:
-        stop = group[-1][1].stop
+        stop = group[-1].stop
         memory = staging.memory[start:stop] if staging is arena else staging.memory[: stop - start]
         reads = []
-        for weight, slot in group:
-            at = slot.offset - start
-            memory[at + slot.nbytes : slot.stop - start] = 0
-            view = memory[at : at + slot.nbytes].view(slot.dtype).reshape(slot.shape)
-            reads += _reads(checkpoint, weight, view)
-        for _ in _in_order(pool, lambda read: read.run(), reads):
-            pass
+        for piece in group:
+            memory[piece.offset + piece.nbytes - start : piece.stop - start] = 0
+            reads += reads_of(checkpoint, piece.weight, piece.view(memory, start))
+        begin, size = group[0].offset, stop - group[0].offset
+        for count, _ in enumerate(_in_order(pool, lambda read: read.run(), reads), 1):
+            on_filled(begin + size * count // len(reads))
         whole = len(memory) if group is groups[-1] else len(memory) // CHUNK_BYTES * CHUNK_BYTES
         yield start, memory[:whole]
         if staging is not arena:
@@ -289,14 +226,14 @@ def _regions(
         start += whole
 
 
-def _groups(weights: list[tuple[Weight, Slot]]) -> Iterator[list[tuple[Weight, Slot]]]:
+def _groups(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
     """Neighbours that are prepared together: up to 32 MiB, or one larger weight."""
-    group: list[tuple[Weight, Slot]] = []
-    for weight, slot in weights:
-        if group and slot.stop - group[0][1].offset > _GROUP_BYTES:
+    group: list[_Piece] = []
+    for piece in pieces:
+        if group and piece.stop - group[0].offset > _GROUP_BYTES:
             yield group
             group = []
-        group.append((weight, slot))
+        group.append(piece)
     if group:
         yield group
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from .. import CacheError
@@ -28,10 +27,10 @@ from .arena import ALIGNMENT, Slot, place
 HEADER_BYTES = 4096
 CHUNK_BYTES = 4 << 20
 PACKING = "rows-or-panels-32-v1"
-"""How matrices lie: float32 in rows of (inputs, outputs), as XLA's own dot takes them, or bytes in panels of 32 outputs
-for the CPU kernels. A graph's signature says which, and of which encoding."""
+"""How matrices lie: in rows, or as bytes in panels of 32 outputs for the CPU kernels. A graph's signature says which,
+of which encoding, and in which order; the factors of the key under which they were prepared say it too."""
 
-_DTYPES = ("float32", "uint8")
+_DTYPES = ("float32", "bfloat16", "uint8")
 
 _MAGIC = b"\x89MAXWTS\n"
 _VERSION = 1
@@ -151,7 +150,7 @@ def _parse(toc: bytes, identity: str, size: int) -> Contents:
         raise ValueError("a tensor's dtype or shape is wrong")
     if len({row["name"] for row in rows}) < len(rows):
         raise ValueError("two tensors have one name")
-    slots = place((row["name"], row["shape"], np.dtype(row["dtype"])) for row in rows)
+    slots = place((row["name"], row["shape"], row["dtype"]) for row in rows)
     if [slot.offset for slot in slots] != [row["offset"] for row in rows] or data_bytes(slots) != size:
         raise ValueError(f"tensors do not follow each other at multiples of {ALIGNMENT} bytes")
     chunks = tuple(int(chunk, 16) for chunk in fields["chunks"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .prefix_cache import Chain
-from .sampling import SamplingParams
+from .sampling import SamplingParams, TokenLogprobs
 
 FinishReason = Literal["stop", "length"]
 
@@ -21,6 +21,7 @@ class Request:
     stop_tokens:    ids that end the output; ignored with ignore_eos
     top_logprobs:   likeliest tokens whose log-probabilities are told beside the token's own; None for not even that
     cache_salt:     beginnings are shared with requests of the same salt only
+    prompt_logprobs: tell the log-probabilities of the prompt's tokens behind the first, and `top_logprobs` others, too
     """
 
     id: str
@@ -32,6 +33,7 @@ class Request:
     ignore_eos: bool = False
     top_logprobs: int | None = None
     cache_salt: str = ""
+    prompt_logprobs: bool = False
 
 
 @dataclass(eq=False)
@@ -42,6 +44,7 @@ class Generation:
     in_flight:     how many tokens after `tokens` are being computed: they count, and are not known yet
     cached_tokens: of the prompt, found in the prefix cache when it was first taken up
     chain:         the pages known to the prefix cache, while running
+    scores:        of the prompt's tokens behind the first, as far as they are known and were asked for
     """
 
     request: Request
@@ -52,6 +55,7 @@ class Generation:
     in_flight: int = 0
     cached_tokens: int | None = None
     chain: Chain | None = None
+    scores: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def output(self) -> list[int]:
@@ -66,6 +70,17 @@ class Generation:
     def pending(self) -> int:
         """Tokens that the model has not seen yet: the prompt's rest, or the token sampled last."""
         return self.length - self.computed
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether tokens of the prompt are still to be computed whose logits are wanted."""
+        return self.request.prompt_logprobs and max(self.computed, len(self.scores)) < len(self.request.prompt) - 1
+
+    def scored(self, start: int, count: int) -> range:
+        """The positions in this part of the prompt whose logits are wanted: they tell of the token behind each."""
+        if not self.request.prompt_logprobs:
+            return range(0)
+        return range(max(start, len(self.scores)), min(start + count, len(self.request.prompt) - 1))
 
     def may_go_on(self, max_length: int) -> bool:
         """Whether a token can follow those that there are, whatever the ones in flight turn out to be."""

@@ -96,6 +96,15 @@ class SampledRow:
         return self.params.is_greedy and not changed
 
 
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities: of a token, and of the likeliest ones in its place, best first."""
+
+    token: float
+    top_ids: list[int]
+    top: list[float]
+
+
 class Logprobs(NamedTuple):
     """Natural logarithms of probabilities, on the device: of each row's id (R,), and of its most likely ids (R, n)."""
 
@@ -115,7 +124,10 @@ class Sampler:
         self._last: Buffer | None = None  # of the full graph
 
     def sample(self, logits: Buffer, rows: Sequence[SampledRow]) -> Buffer:
-        """The next token of each row, (max_batch,) int32 on the device. logits: (R, V) with R >= len(rows)."""
+        """The next token of each row, (max_batch,) int32 on the device; -1 where the logits are not finite numbers.
+
+        logits: (R, V) with R >= len(rows)
+        """
         count = logits.shape[0]
         if all(row.takes_the_largest for row in rows):
             return self._models[f"sample_greedy_r{count}"](logits)[0]

@@ -4,7 +4,7 @@ Every step mixes decoding and prefill: first the next token of every sequence th
 what the step still holds. While some decode, steps are kept short, so that a long prompt does not hold them up; prompts
 share a step, so that a long one does not hold up short ones either, and the oldest has the largest part. When pages run
 out, the youngest sequence gives its pages back and waits again; what it has generated is kept, and what the prefix
-cache has kept need not be computed anew.
+cache has kept need not be computed anew. What a policy asks for beyond that is in `policy.py`.
 """
 
 from __future__ import annotations
@@ -12,28 +12,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass
+from itertools import islice
 
 from ..compiler.limits import Limits
 from .pages import PageAllocator
+from .policy import Policy, PrefillGate, Prompts
 from .prefix_cache import Chain, PrefixCache
 from .request import Generation, Request
 
 _LEAST_CHUNK = 16  # tokens of a prompt, beside older ones
+_ALL = Prompts()
 _LEAST_TRIMMED = 32  # tokens of a step that is made smaller: below, reading the weights takes longer than computing
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a scheduler may do.
-
-    chunked_prefill:    a prompt may be computed in several steps; otherwise it waits for a step that holds all of it
-    in_flight_batching: prompts are computed beside decoding; otherwise steps of either kind take turns
-    prefix_caching:     beginnings that were computed before are shared
-    """
-
-    chunked_prefill: bool = True
-    in_flight_batching: bool = True
-    prefix_caching: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,8 +49,12 @@ class Scheduler:
         self.prefixes = PrefixCache(self.pages) if self.policy.prefix_caching else None
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
+        self.gate = PrefillGate(self.policy)
         self._free_rows = list(reversed(range(limits.max_batch)))
         self._prompts_are_next = False
+        self._least_chunk = min(self.policy.least_chunk, limits.token_buckets[-1] // 2)  # more forbids most cuts
+        self._most_chunk = max(self.policy.most_chunk, 2 * self._least_chunk) if self.policy.most_chunk else 0
+        self._rows_each: int | None = None
         self.preempted = 0
         self.hit_tokens = self.miss_tokens = 0
         """Tokens of prompts that the prefix cache had, and had not."""
@@ -74,10 +67,12 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, at most a bucket of tokens in all; empty when there is nothing to do."""
+        self._rows_each = None
         if self._prompts_are_next or not self.policy.in_flight_batching:
             return self._schedule_prompts_first()
         decoding = self._decode(self.limits.token_buckets[-1])
-        return decoding + self._prefill(self._prompt_budget(len(decoding)), decoding)
+        prompts = self.gate.next_step(len(decoding), len(self.waiting))
+        return decoding + self._prefill(self._prompt_budget(len(decoding)), decoding, prompts)
 
     def _schedule_prompts_first(self) -> list[Chunk]:
         """Steps of either kind in turn; or, once, a prompt that no step has had room for, before decoding."""
@@ -88,10 +83,11 @@ class Scheduler:
             taken = {chunk.sequence for chunk in prompts}
             decoding = self._decode(largest - sum(chunk.count for chunk in prompts), taken)
             return [chunk for chunk in prompts if chunk.sequence.row >= 0] + decoding  # some may have been preempted
-        self._prompts_are_next = not self._prompts_are_next
+        allowed = self.gate.next_step(sum(each.pending == 1 for each in self.running), len(self.waiting))
+        self._prompts_are_next = not self._prompts_are_next or self.policy.decode_floor is not None
         if self._prompts_are_next:
-            return self._prefill(largest, []) or self._decode(largest)
-        return self._decode(largest) or self._prefill(largest, [])
+            return self._prefill(largest, [], allowed) or self._decode(largest)
+        return self._decode(largest) or self._prefill(largest, [], allowed)
 
     # --- decoding ---
 
@@ -125,31 +121,58 @@ class Scheduler:
         wanted = max(buckets[-1] // 4, 4 * decoding)
         return next((bucket for bucket in buckets if bucket >= wanted), buckets[-1]) - decoding
 
-    def _prefill(self, budget: int, decoding: list[Chunk]) -> list[Chunk]:
+    def _prefill(self, budget: int, decoding: list[Chunk], allowed: Prompts = _ALL) -> list[Chunk]:
         """Chunks of prompts beside `decoding`: running ones, the oldest first, then waiting ones while rows and pages
         last."""
         counts: dict[Generation, int] = {}
         left = budget
-        for sequence in self.running:
+        for sequence in self.running if allowed.begun else ():
             if sequence.pending > 1 and (count := self._share(sequence, left)):
                 counts[sequence] = count
                 left -= count
-        while left and self.waiting and self._free_rows and (count := self._enter(left, bool(decoding))):
+        while left and allowed.new and self._has_place() and (count := self._enter(left, bool(decoding))):
             counts[self.running[-1]] = count
             left -= count
+        if decoding and self._least_chunk and not counts and any(each.pending > 1 for each in self.running):
+            self._prompts_are_next = True  # the room beside decoding may never be enough
         for sequence, count in counts.items():  # what the others have left goes to the oldest
-            more = min(left, sequence.pending - count)
+            more = max(self._fitting(sequence, count + left) - count, 0)
             counts[sequence] += more
             left -= more
-        if self.policy.chunked_prefill:
+        if self.policy.chunked_prefill and not self._least_chunk:
             self._trim(counts, len(decoding))
         return [Chunk.of(sequence, count) for sequence, count in counts.items() if count]
 
+    def _has_place(self) -> bool:
+        """Whether a request waits for which there is a row."""
+        most = self.policy.max_running
+        return bool(self.waiting and self._free_rows) and (most is None or len(self.running) < most)
+
     def _share(self, sequence: Generation, left: int) -> int:
         """Tokens of a prompt that go into a step which has room for `left` more: half of that, and a least chunk."""
-        if self.policy.chunked_prefill or sequence.pending > self.limits.token_buckets[-1]:
-            return min(sequence.pending, left, max(-(-left // 2), _LEAST_CHUNK))
-        return sequence.pending if sequence.pending <= left else 0
+        half = max(-(-left // 2), _LEAST_CHUNK)
+        return self._fitting(sequence, min(left, half)) or self._fitting(sequence, left)
+
+    def _fitting(self, sequence: Generation, room: int) -> int:
+        """The most tokens of a prompt that a chunk may have where there is room for so many; 0 for none."""
+        pending = sequence.pending
+        if sequence.is_scoring:
+            return min(pending, room, self._score_rows())
+        if not self.policy.chunked_prefill and pending <= self.limits.token_buckets[-1]:
+            return pending if pending <= room else 0
+        count = min(pending, room, self._most_chunk or room)
+        if count < pending:
+            count = min(count, max(pending - self._least_chunk, 1))
+        return count if count >= min(self._least_chunk, pending) else 0
+
+    def _score_rows(self) -> int:
+        """Rows of logits for the prompt of one request that is scored; every sequence in a step has one at least."""
+        if self._rows_each is None:
+            entering = min(len(self.waiting), len(self._free_rows))
+            waiting = sum(each.request.prompt_logprobs for each in islice(self.waiting, entering))
+            scoring = waiting + sum(each.is_scoring for each in self.running)
+            self._rows_each = 1 + (len(self._free_rows) - entering) // max(scoring, 1)
+        return self._rows_each
 
     def _enter(self, left: int, beside_decoding: bool) -> int:
         """Makes the request that has waited longest a running one, with pages for all of its tokens.
@@ -161,7 +184,7 @@ class Scheduler:
             return 0
         known, chain = self._known_pages(sequence)
         needed = self.pages.needed(known, sequence.length)
-        if needed > self.pages.free - sum(map(self.pages.is_idle, known)):
+        if needed > self.pages.free - sum(map(self.pages.is_idle, known)) - self._reserve:
             return 0
         sequence.computed = len(known) * self.limits.page_tokens
         count = self._share(sequence, left)
@@ -182,10 +205,18 @@ class Scheduler:
             self.miss_tokens += len(sequence.request.prompt) - sequence.computed
         return count
 
+    @property
+    def _reserve(self) -> int:
+        """Pages that new requests leave to those that run."""
+        return int((1 - self.policy.pages_watermark) * self.pages.num_pages) if self.running else 0
+
     def _known_pages(self, sequence: Generation) -> tuple[list[int], Chain | None]:
         if self.prefixes is None:
             return [], None
-        return self.prefixes.match(sequence.request.cache_salt, sequence.tokens)
+        tokens = sequence.tokens
+        if sequence.is_scoring:  # what is taken from the cache has no logits
+            tokens = tokens[: len(sequence.scores) + 1]
+        return self.prefixes.match(sequence.request.cache_salt, tokens)
 
     def _trim(self, counts: dict[Generation, int], decoding: int) -> None:
         """Cuts a step down to the next smaller bucket where little lies beyond: padding takes as long as tokens."""
@@ -230,6 +261,10 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Requests beyond those that the next step may take up: there is no row for them."""
         return max(0, len(self.waiting) - len(self._free_rows))
+
+    def pause_s(self) -> float:
+        """Seconds in which there is nothing to do, as all that there is are prompts that wait for others."""
+        return 0.0 if self.running else self.gate.delay_left_s()
 
     @property
     def is_idle(self) -> bool:

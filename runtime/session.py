@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import CacheError, ConfigError, RequestError
 from ..cache import mef
+from ..cache.config import CacheConfig
+from ..cache.exported import export_to, find_precompiled
+from ..cache.key import Key, make_key, toolchain
+from ..cache.trust import Trust
 from ..compiler import Graph, Module, Target, TensorType, compat, native, xla
 from ..compiler.dump import Dump, dump_folder
+from .ladder import runs_here
 from .model import Executables, GraphSpec, Model, State, TensorSpec, bind
+
+if TYPE_CHECKING:
+    from ..compiler.artifact import Compilation
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +71,11 @@ class CompiledModels:
         target = Target.parse(self.target)
         return Target.parse("cpu") if target.platform == "cpu" else target
 
+    @property
+    def libraries(self) -> list[str]:
+        """What the code calls beside the packages of its platform."""
+        return list(self.artifact.json(mef.COMPAT).get("libraries", ()))
+
     def export_mef(self, path: str | Path) -> None:
         """Writes the artifact, byte for byte as it is in the cache."""
         Path(path).write_bytes(self.artifact.content())
@@ -98,22 +112,67 @@ class DebugSettings:
 class InferenceSession:
     """Compiles and loads models for one device."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        *,
+        export_mefs: str | Path | None = None,
+        precompiled_mefs: str | Path | Sequence[str | Path] = (),
+    ) -> None:
+        """export_mefs: a folder that every compiled artifact is written to, with a manifest
+        precompiled_mefs: such folders; modules are traced and taken from there, and nothing is compiled
+        """
         self.target = Target.parse(device)
         self.debug = DebugSettings()
+        named = [precompiled_mefs] if isinstance(precompiled_mefs, (str, Path)) else precompiled_mefs
+        self.precompiled_mefs = tuple(Path(folder) for folder in named)
+        self.export_mefs = None if export_mefs is None else Path(export_mefs)
 
     def compile(self, model: Module | Graph | str | Path) -> CompiledModels:
-        """A module, graph or path to a MEF as a compile artifact. Raises CompileError, CacheError or ConfigError."""
+        """A module, graph or path to a MEF as a compile artifact.
+
+        Raises CompileError, CacheError, ConfigError, and MissingArtifactError for what is not among `precompiled_mefs`.
+        """
         if isinstance(model, (str, Path)):
             if not Path(model).is_file():
                 raise ConfigError(f"there is no artifact at {model}", "Give the path of a .mef file.")
             return CompiledModels(mef.Mef.open(model))
-        from ..compiler.artifact import Options, compile_module
+        from ..compiler.artifact import Compilation, Options
 
         module = model.module if isinstance(model, Graph) else model
-        buffer = io.BytesIO()
-        compile_module(module, self.target, mef.MefWriter(buffer), Options(dump=self.debug.dump()))
-        return CompiledModels(mef.Mef.from_bytes(buffer.getvalue()))
+        compilation = Compilation(module, self.target, Options(dump=self.debug.dump()))
+        if self.precompiled_mefs:
+            artifact = self._precompiled(compilation)
+        else:
+            buffer = io.BytesIO()
+            compilation.run(mef.MefWriter(buffer))
+            artifact = mef.Mef.from_bytes(buffer.getvalue())
+        if self.export_mefs is not None:
+            export_to(self.export_mefs, self._key(compilation), artifact, None)
+        return CompiledModels(artifact)
+
+    def _precompiled(self, compilation: Compilation) -> mef.Mef:
+        names = list(compilation.module.graphs)
+        what = f"{'graph' if len(names) == 1 else 'graphs'} {', '.join(names)}"
+        key = self._key(compilation)
+        return find_precompiled(self.precompiled_mefs, key, Trust.of(CacheConfig()), runs_here(key.factors), what).mef
+
+    def _key(self, compilation: Compilation) -> Key:
+        """The exact key: of the traced module, not of what it was made from."""
+        graphs = {
+            name: [[each.name, each.role, str(each.type)] for each in graph.arguments]
+            for name, graph in compilation.module.graphs.items()
+        }
+        return make_key(
+            {
+                "module": compilation.module.name,
+                "graphs": graphs,
+                "stablehlo": compilation.fingerprint(),
+                "target": self.target.spec(),
+                "toolchain": toolchain(self.target.xla_platform),
+                "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            }
+        )
 
     def init_all(
         self,

@@ -7,15 +7,7 @@ from dataclasses import dataclass, field
 
 from .. import MaxError
 from .request import FinishReason
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Natural logarithms of probabilities: of the token, and of the likeliest ones, best first."""
-
-    token: float
-    top_ids: list[int]
-    top: list[float]
+from .sampling import TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -23,6 +15,7 @@ class Token:
     """One new token of a request; `finish_reason` is set on the last.
 
     cached_tokens: of the prompt, taken from the prefix cache; told with the first token
+    prompt_logprobs: of the prompt's tokens behind the first, where asked for; told with the first token
     """
 
     request_id: str
@@ -30,6 +23,7 @@ class Token:
     finish_reason: FinishReason | None
     logprobs: TokenLogprobs | None = None
     cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True)

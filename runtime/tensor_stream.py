@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 
 from .. import WeightError
@@ -16,6 +17,7 @@ from .gguf_file import BLOCKS
 from .safetensors_file import TensorInfo
 
 BLOCK_BYTES = 4 << 20
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _QUANTIZED_BYTES = 1 << 20  # some 8 MiB once it is float32
 
 # A transposition goes through a panel of this many source rows and columns, which stays in the L2 cache. The padding
@@ -30,10 +32,10 @@ READABLE = (*_STORED, *QUANTIZED)
 def read_tensor(
     tensor: TensorInfo, out: np.ndarray, *, transposed: bool = False, rows: tuple[int, int] | None = None
 ) -> None:
-    """Fills `out` with the rows [first, last) of a tensor, all of them if `rows` is None, as float32.
+    """Fills `out` with the rows [first, last) of a tensor, all of them if `rows` is None, converted to its dtype.
 
-    out: float32 and little-endian; (rows, ...) as stored, or (columns, rows) of a matrix if `transposed`. Up to two
-         axes it may have any strides, and must be contiguous with more.
+    out: float32, or bfloat16, to which values are rounded; little-endian; (rows, ...) as stored, or (columns, rows) of
+         a matrix if `transposed`. Up to two axes it may have any strides, and must be contiguous with more.
     Takes about 5 MiB beside `out` (or a row, if that is longer), 20 MiB for a quantized tensor. Threads may call it at
     once. Raises WeightError when the file cannot be read or has become shorter.
     """
@@ -41,12 +43,12 @@ def read_tensor(
     first, last = rows or (0, shape[0])
     columns = math.prod(shape[1:])
     target = out.T if transposed else out.reshape(last - first, columns)
-    assert out.dtype == np.float32 and target.shape == (last - first, columns)
+    assert out.dtype in (np.float32, _BFLOAT16) and target.shape == (last - first, columns)
     if not target.size:
         return
     assert np.may_share_memory(target, out), "this layout needs contiguous memory"
     with _Rows(tensor, columns) as stored:
-        if tensor.dtype == "F32" and not tensor.interleaved and target.flags.c_contiguous:
+        if _holds(tensor, out.dtype) and not tensor.interleaved and target.flags.c_contiguous:
             stored.read(first, target)
             return
         for start, block in stored.blocks(first, last):
@@ -122,7 +124,7 @@ class _Rows:
     def read(self, row: int, out: np.ndarray) -> None:
         """Fills contiguous `out` with rows as they lie in the file, from `row` on."""
         offset = self._tensor.offset + row * self._width * self._dtype.itemsize
-        buffer = memoryview(out).cast("B")
+        buffer = out.reshape(-1).view(np.uint8).data
         try:
             while buffer:
                 got = os.preadv(self._descriptor, [buffer], offset)
@@ -146,8 +148,17 @@ def _dequantized(blocks: np.ndarray, kind: str) -> np.ndarray:
     return gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind])
 
 
+def _holds(tensor: TensorInfo, dtype: np.dtype) -> bool:
+    """Whether a tensor's bytes in its file are those of its values in this dtype."""
+    return tensor.dtype == {2: "BF16", 4: "F32"}[dtype.itemsize]
+
+
 def _convert(block: np.ndarray, out: np.ndarray) -> None:
-    """Writes a block as stored to float32 `out` of the same shape; bfloat16 comes as uint16, a float32's upper half."""
+    """Writes a block as stored to `out` of the same shape; bfloat16 comes as uint16, a float32's upper half."""
+    if out.dtype == _BFLOAT16:
+        with np.errstate(over="ignore"):
+            out[...] = block.view(_BFLOAT16) if block.dtype == np.uint16 else block.astype(_BFLOAT16)
+        return
     if block.dtype == np.uint16:
         np.left_shift(block, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
         return
@@ -156,9 +167,9 @@ def _convert(block: np.ndarray, out: np.ndarray) -> None:
 
 
 def _transpose(block: np.ndarray, out: np.ndarray) -> None:
-    """Writes block.T to float32 `out`, (columns, rows)."""
+    """Writes block.T to `out`, (columns, rows)."""
     rows, columns = block.shape
-    buffer = np.empty((_PANEL_ROWS, _PANEL_COLUMNS + _PADDING), np.float32)
+    buffer = np.empty((_PANEL_ROWS, _PANEL_COLUMNS + _PADDING), out.dtype)
     for row in range(0, rows, _PANEL_ROWS):
         for column in range(0, columns, _PANEL_COLUMNS):
             part = block[row : row + _PANEL_ROWS, column : column + _PANEL_COLUMNS]

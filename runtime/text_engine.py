@@ -18,8 +18,8 @@ from . import prepared
 from .config import SchedulingConfig
 from .engine import Engine
 from .model import Executables, Model, State
+from .policy import Policy
 from .preparation_report import Prepared, Report
-from .scheduler import Policy
 from .session import CompiledModels, InferenceSession
 
 
@@ -63,16 +63,11 @@ def start(
 
     def engine(models: dict[str, Model], found: Prepared, state: State) -> Engine:
         config = scheduling or SchedulingConfig()
-        policy = Policy(
-            chunked_prefill=config.enable_chunked_prefill,
-            in_flight_batching=config.enable_in_flight_batching,
-            prefix_caching=config.enable_prefix_caching,
-        )
         return Engine(
             models,
             found.limits,
             found.compiled.vocab_size,
-            policy=policy,
+            policy=Policy.of(config),
             overlap=config.enable_overlap_scheduler,
             max_waiting=max_waiting,
             check_state=state.check,
@@ -95,7 +90,7 @@ def _load(
     device = compiled.device()
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
         weights = pool.submit(_weights, found)
-        xla_targets.use_device(device)
+        xla_targets.use_device(device, compiled.libraries)
         xla.start_client()
         pages = pool.submit(_make_pages, compiled, limits, executables, state)
         code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]
@@ -128,8 +123,7 @@ def _make_pages(compiled: CompiledModels, limits: Limits, executables: Executabl
     if graph is None:
         state.allocate(compiled.graphs[_decoding(limits)].state)
         return
-    for spec, buffer in zip(graph.outputs, Model(graph, executables, {}, state)(), strict=True):
-        state.keep(spec, buffer.array)
+    state.keep(graph.outputs, [buffer.array for buffer in Model(graph, executables, {}, state)()])
 
 
 def _decoding(limits: Limits) -> str:

@@ -1,7 +1,7 @@
 """Trials: an artifact from elsewhere is first loaded, and its probes run, in a process that may crash.
 
 XLA loads code with a bad instruction, a missing handler or a bug without a word; a crash then is a verdict, and not the
-end of a server. docs/adr/0007-trials.md says which artifacts are tried, and when.
+end of a server. docs/adr/0015-trials.md says which artifacts are tried, and when.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..cache.binding import checkpoint_identity
 from ..cache.store import Store
 from ..compiler import Target, native, threads
 from ..compiler.limits import PageFormat
-from ..compiler.weights import Packing, WeightTable, packs
+from ..compiler.weights import Element, Packing, WeightTable, packs
 from . import prepared
 from .arena import Arena
 from .checkpoint import Checkpoint
@@ -30,13 +30,10 @@ Progress = Callable[[str, str, int, int], None]
 def choose_packing(wanted: Packing | None, checkpoint: Checkpoint, target: Target) -> Packing:
     """The encoding in which matrices are packed for the CPU kernels: as asked for, else that of most in the checkpoint.
 
-    Empty, which means float32 in rows and plain XLA, for targets without these kernels, and where they were not built;
-    that is said once. Raises ConfigError when another encoding was asked for then.
+    Empty for targets without these kernels, and where they were not built, which means plain XLA; that is said once.
+    Raises ConfigError when another encoding than float32 was asked for then.
     """
     if target.lowering != "cpu":
-        if wanted not in (None, "float32"):
-            hint = "Leave --quantization-encoding out, or give float32."
-            raise ConfigError(f"{wanted} is not there for {target.name} yet: its graphs compute in float32", hint)
         return ""
     if native.library() is not None:
         return wanted or checkpoint.encoding
@@ -46,15 +43,33 @@ def choose_packing(wanted: Packing | None, checkpoint: Checkpoint, target: Targe
     return ""
 
 
-def weights_of(config: Config, packing: Packing, wanted: Packing | None, checkpoint: Checkpoint) -> WeightTable:
-    """The weights of a pipeline: matrices keep the encodings of the checkpoint unless one was asked for.
+def choose_element(wanted: Packing | None, checkpoint: Checkpoint, target: Target) -> Element:
+    """What weights are made of that are not packed: on devices bfloat16, unless float32 is asked for, or stored.
+
+    Raises ConfigError when another encoding was asked for on a device.
+    """
+    if target.lowering == "cpu":
+        return "float32"
+    if wanted not in (None, "float32", "bfloat16"):
+        raise ConfigError(
+            f"{wanted} is not there for {target.name} yet: its graphs compute in bfloat16 or float32",
+            "Leave --quantization-encoding out, or give bfloat16 or float32.",
+        )
+    return "float32" if (wanted or checkpoint.encoding) == "float32" else "bfloat16"
+
+
+def weights_of(
+    config: Config, packing: Packing, wanted: Packing | None, checkpoint: Checkpoint, target: Target
+) -> WeightTable:
+    """The weights of a pipeline: packed matrices keep the encodings of the checkpoint unless one was asked for.
 
     Says what becomes of matrices that lose by it, or that cannot have the encoding.
     """
     own = checkpoint.encodings
     table = config.weights(packing, None if wanted else own)
     if not packing:
-        return table
+        table = table.made_of(choose_element(wanted, checkpoint, target))
+        return table.stacked() if target.lowering == "gpu" else table
     again = {own[name] for name in own if wanted and own[name] not in ("float32", "bfloat16", wanted)}
     if again:
         logger.warning("quantized weights are converted: from=%s to=%s", ",".join(sorted(again)), wanted)
@@ -69,14 +84,14 @@ def weights_of(config: Config, packing: Packing, wanted: Packing | None, checkpo
     return table
 
 
-def choose_page_format(wanted: str | None, packing: Packing) -> PageFormat:
-    """What keys and values are kept in: as asked for, else no wider than weights that the kernels read.
+def choose_page_format(wanted: str | None, packing: Packing, element: Element) -> PageFormat:
+    """What keys and values are kept in: as asked for, else no wider than the weights.
 
     Beside weights of bfloat16 such pages move logits by a tenth more; at long contexts they are most of what is read.
     """
     if wanted is not None:
         return cast("PageFormat", wanted)  # BatchConfig has refused what is not there
-    return "float32" if packing in ("", "float32") else "bfloat16"
+    return "float32" if (packing or element) == "float32" else "bfloat16"
 
 
 def find_or_prepare(

@@ -65,6 +65,8 @@ class Answer:
     """When the HTTP request came in, by perf_counter."""
     new_tokens: int = 0
     cached_tokens: int = 0
+    prompt_logprobs: list[Logprobs] | None = None
+    """Of the prompt's tokens behind the first, where asked for; there before the first delta."""
 
     async def deltas(self, port: EnginePort) -> AsyncGenerator[Delta]:
         """The answer piece by piece, the last with its finish reason. Raises MaxError when the engine ends it.
@@ -93,6 +95,10 @@ class Answer:
         for message in batch:
             self.cached_tokens = max(self.cached_tokens, message.cached_tokens)
             logprobs = message.logprobs
+            if message.prompt_logprobs is not None:
+                self.prompt_logprobs = message.prompt_logprobs
+            if self.request.prompt_logprobs and self.prompt_logprobs is None:
+                raise MaxError("the engine gave no log probabilities of the prompt", "This is a fault of max.")
             if logprobs is None and self.request.top_logprobs is not None and message.token_ids:
                 raise MaxError("the engine gave no log probabilities", "This is a fault of max.")
             for place, token_id in enumerate(message.token_ids):

@@ -35,7 +35,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(MaxError, _max_error)
     app.add_exception_handler(HTTPException, _http_error)
-    openapi.install(app, service.model_name)
+    openapi.install(app, service.model_name, service.port)
     app.add_middleware(RequestLog, service.metrics)
     return app
 

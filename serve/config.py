@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ByteSize
 
-from ..cache.fields import Section, setting
+from ..cache.fields import setting
+from ..runtime.config import FeaturesConfig
 
 
 def _positive(size: ByteSize) -> ByteSize:
@@ -14,7 +15,7 @@ def _positive(size: ByteSize) -> ByteSize:
     return size
 
 
-class ServerConfig(Section):
+class ServerConfig(FeaturesConfig):
     """The HTTP side of a server. Nothing here changes compiled code."""
 
     host: str = setting("127.0.0.1", compiles=False, environment="MAX_SERVE_HOST", min_length=1)
@@ -60,6 +61,19 @@ class ServerConfig(Section):
 
     log_prefix: str = setting("", compiles=False)
     """Text before every line of the log, to tell servers apart."""
+
+    enable_echo: bool = setting(True, compiles=False)
+    """Put the prompt before the answer where a completion asks for it; without, such requests are refused."""
+
+    enable_variable_logits: bool = setting(True, compiles=False)
+    """Compute logits of a prompt's tokens, for the log-probabilities of an echoed prompt; without, requests for them
+    are refused."""
+
+    decode_stall_timeout_s: float | None = setting(
+        None, compiles=False, environment="MODULAR_DECODE_STALL_TIMEOUT_S", gt=0, le=86400
+    )
+    """Seconds after which an engine that has requests and finishes no step is started anew; its requests end with an
+    error [default: never]."""
 
     allow_extra_request_fields: bool = setting(False, compiles=False)
     """Drop unknown top-level fields of a request with a warning in the log instead of refusing it."""

@@ -69,7 +69,10 @@ class EchoEngine:
             is_stop = token in stops and number >= request.min_new_tokens
             reason = "stop" if is_stop else "length" if number + 1 == limit else None
             logprobs = None if request.top_logprobs is None else [_logprobs(token, request.top_logprobs)]
-            yield Tokens(request.id, [token], logprobs, reason, cached if number == 0 else 0)
+            scores = None
+            if request.prompt_logprobs and number == 0:
+                scores = [_logprobs(each, request.top_logprobs or 0) for each in prompt[1:]]
+            yield Tokens(request.id, [token], logprobs, reason, cached if number == 0 else 0, scores)
             if reason is not None:
                 return
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from typing import Literal, NoReturn
 
 from .. import CapacityError, MaxError
 from ..runtime.engine import Engine
+from ..runtime.model import Executables
 from ..runtime.request import Request
-from ..runtime.sampling import SamplingParams
+from ..runtime.sampling import SamplingParams, TokenLogprobs
 from ..runtime.step_results import EngineLost, StepReport, Token
 from .messages import (
     Abort,
@@ -41,9 +44,11 @@ class EngineLoop:
         self.news: Loading | Ready | StartFailed | None = None
         """What every client has been told about the start."""
         self._engine: Engine | None = None
+        self._executables: Executables | None = None
         self._link = link
         self._clients: list[bytes] = []
         """All of them are told of every step; one of them counts it."""
+        self._step_began: float | None = None
 
     def announce(self, news: Loading | Ready | StartFailed) -> None:
         """Tells all clients how the start goes, and those that come later."""
@@ -51,15 +56,15 @@ class EngineLoop:
         for client in self._clients:
             self._link.say(client, news)
 
-    def open(self, engine: Engine) -> None:
-        """Takes requests for this engine from now on."""
-        self._engine = engine
+    def open(self, engine: Engine, executables: Executables | None) -> None:
+        """Takes requests for this engine from now on. executables: those that are loaded, counted at each step"""
+        self._engine, self._executables = engine, executables
 
     def run(self) -> NoReturn:
         """Works for ever; raises EngineLost when a step has taken the pages with it."""
         assert self._engine is not None
         while True:
-            self.turn(None if self._engine.is_idle else 0)
+            self.turn(None if self._engine.is_idle else math.ceil(1e3 * self._engine.pause_s))
 
     def turn(self, wait_ms: int | None) -> None:
         """Takes what has come, at most after so long a wait, and computes one step."""
@@ -72,13 +77,22 @@ class EngineLoop:
             for gone in self._link.flush():
                 self._forget(gone)
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the step in work began; 0 between steps."""
+        began = self._step_began  # another thread asks
+        return 0.0 if began is None else time.monotonic() - began
+
     def _step(self, engine: Engine) -> None:
+        self._step_began = None if engine.is_idle else time.monotonic()
         try:
             results = engine.step()
         except EngineLost as lost:
             for failure in lost.failures:
                 self._say_ended(failure.request_id, "failed", failure.error)
             raise
+        finally:
+            self._step_began = None
         for result in results:
             if isinstance(result, Token):
                 self._say_token(result)
@@ -86,7 +100,8 @@ class EngineLoop:
                 self._say_ended(result.request_id, "failed", result.error)
         report = engine.stats.take_last_step()
         if report is not None and self._clients:
-            stats = _step_stats(engine, report)
+            loaded = 0 if self._executables is None else self._executables.num_loaded
+            stats = _step_stats(engine, report, loaded)
             for client in self._clients:
                 self._link.say(client, stats)
 
@@ -119,9 +134,9 @@ class EngineLoop:
 
     def _say_token(self, token: Token) -> None:
         client, id = _parts(token.request_id)
-        given = token.logprobs
-        logprobs = None if given is None else [Logprobs(given.token, given.top_ids, given.top)]
-        self._link.say(client, Tokens(id, [token.id], logprobs, token.finish_reason, token.cached_tokens))
+        logprobs = None if token.logprobs is None else [_logprobs(token.logprobs)]
+        scores = None if token.prompt_logprobs is None else [_logprobs(each) for each in token.prompt_logprobs]
+        self._link.say(client, Tokens(id, [token.id], logprobs, token.finish_reason, token.cached_tokens, scores))
 
     def _say_ended(self, name: str, how: Literal["rejected", "failed"], error: MaxError) -> None:
         client, id = _parts(name)
@@ -158,14 +173,19 @@ def _request(name: str, message: Submit) -> Request:
         message.ignore_eos,
         message.top_logprobs,
         message.cache_salt,
+        message.prompt_logprobs,
     )
+
+
+def _logprobs(given: TokenLogprobs) -> Logprobs:
+    return Logprobs(given.token, given.top_ids, given.top)
 
 
 def _sampling(given: Sampling) -> SamplingParams:
     return SamplingParams(**{name: getattr(given, name) for name in given.__struct_fields__})
 
 
-def _step_stats(engine: Engine, report: StepReport) -> StepStats:
+def _step_stats(engine: Engine, report: StepReport, executables: int) -> StepStats:
     scheduler = engine.scheduler
     return StepStats(
         batch_type="CE" if report.is_prefill else "TG",
@@ -182,4 +202,5 @@ def _step_stats(engine: Engine, report: StepReport) -> StepStats:
         total_preempted=scheduler.preempted,
         total_cache_hit_tokens=scheduler.hit_tokens,
         total_cache_miss_tokens=scheduler.miss_tokens,
+        total_executables=executables,
     )

@@ -9,9 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from tokenizers import Tokenizer as Backend
 
-from .. import ModelError
+from .. import CacheError, ModelError
+from ..cache.config import CacheConfig
+from ..cache.key import make_key, source_digest
+from ..cache.store import Store
 from ..runtime.gguf_file import read_header
 from .gguf_tokenizer import CONTROL, Vocabulary, build_tokenizer
 
@@ -29,9 +33,13 @@ _MODEL, _TEMPLATE = "tokenizer.ggml.model", "tokenizer.chat_template"
 class GgufText:
     """What the metadata of one GGUF file say about text."""
 
-    def __init__(self, file: Path) -> None:
-        """Reads the header; raises WeightError when it is damaged."""
-        self._file, self._metadata = file, read_header(file).metadata
+    def __init__(self, file: Path, cache: CacheConfig | None = None) -> None:
+        """Reads the header; raises WeightError when it is damaged.
+
+        cache: where the tokenizer is kept once it has been built, which takes longer than reading it
+        """
+        header = read_header(file)
+        self._file, self._metadata, self._digest, self._cache = file, header.metadata, header.sha256, cache
 
     @property
     def present(self) -> list[Path]:
@@ -68,11 +76,29 @@ class GgufText:
         try:
             if isinstance(embedded, str):
                 return Backend.from_str(embedded)
-            return build_tokenizer(self._vocabulary())
+            return self._built() if self._cache is None else self._kept(Store.open(self._cache))
         except ModelError:
             raise
         except Exception as error:  # the library raises bare Exception for merges or tokens that do not fit each other
             raise self._damaged(f"the tokenizer cannot be built: {error}") from error
+
+    def _built(self) -> Backend:
+        return build_tokenizer(self._vocabulary())
+
+    def _kept(self, store: Store) -> Backend:
+        """The tokenizer out of the store, by the file's header and all else that decides what it becomes."""
+        sources = source_digest([Path(__file__), Path(__file__).with_name("gguf_tokenizer.py")])
+        factors = {"gguf": self._digest, "sources": sources, "tokenizers": tokenizers.__version__}
+        name = make_key(factors).digest
+        kept = store.lookup_tokenizer(name)
+        if kept is not None:
+            try:
+                return Backend.from_str(kept.decode())
+            except Exception as error:  # the library raises bare Exception for what it cannot read
+                store.quarantine_tokenizer(name, CacheError(f"a kept tokenizer cannot be read: {error}", ""))
+        backend = self._built()
+        store.publish_tokenizer(name, backend.to_str().encode())
+        return backend
 
     def _vocabulary(self) -> Vocabulary:
         model = self._text(_MODEL)

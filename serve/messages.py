@@ -5,7 +5,7 @@ A frame between them is a list of such messages: what a step of the engine gives
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -53,6 +53,8 @@ class Submit(Message, frozen=True):
     ignore_eos: bool = False
     top_logprobs: int | None = None
     cache_salt: str = ""
+    prompt_logprobs: bool = False
+    """Report the log-probabilities of the prompt's tokens behind the first as well."""
 
 
 class Abort(Message, frozen=True):
@@ -81,13 +83,18 @@ class Logprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tokens(Message, frozen=True):
-    """New tokens of one request, in order; `finish_reason` is set with the last, `cached_tokens` with the first."""
+    """New tokens of one request, in order.
+
+    `finish_reason` is set with the last, `cached_tokens` with the first; so is `prompt_logprobs`, where asked for:
+    of the prompt's tokens behind the first.
+    """
 
     id: str
     token_ids: list[int]
     logprobs: list[Logprobs] | None = None
     finish_reason: Literal["stop", "length"] | None = None
     cached_tokens: int = 0
+    prompt_logprobs: list[Logprobs] | None = None
 
 
 class Ended(Message, frozen=True):
@@ -113,6 +120,7 @@ class Ready(Message, frozen=True):
              line ran; build, finding or preparing artifact and weights; compile, of which none on a warm start; init,
              loading code and weights; total
     artifact_source: "cache" or "compiled", with the reason; artifact: the MEF's path
+    cache: what the worker did with the store until then, as cache.counters.Counters.to_json gives it
     """
 
     max_length: int
@@ -125,6 +133,7 @@ class Ready(Message, frozen=True):
     artifact: str
     artifact_source: str
     seconds: dict[str, float] = {}
+    cache: dict[str, Any] = {}
 
 
 class StartFailed(Message, frozen=True):
@@ -159,6 +168,7 @@ class StepStats(Message, frozen=True):
     total_preempted: int
     total_cache_hit_tokens: int
     total_cache_miss_tokens: int
+    total_executables: int = 0
 
 
 ToWorker = Hello | Submit | Abort | ResetPrefixCache

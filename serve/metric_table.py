@@ -113,8 +113,20 @@ _START = (
         "component",
     ),
     _counter("pipeline_load", "Starts of the engine worker", "", "model"),
-    _counter("executable_cache.hits", "Starts whose executables came from the cache"),
-    _counter("executable_cache.misses", "Starts that had to compile"),
+    _counter(
+        "executables_loaded", "Executables loaded from the artifact, as of the latest step: some only when needed"
+    ),
+)
+_CACHE = (
+    _counter("executable_cache.hits", "Artifacts found, by how they were come by", "", "kind"),
+    _counter("executable_cache.misses", "Artifacts that were not found, by reason", "", "reason"),
+    _counter("executable_cache.made", "Artifacts made, by what they were made from", "", "source"),
+    _counter("executable_cache.quarantined", "Entries set aside as damaged"),
+    _counter("executable_cache.evicted", "Files removed to stay within bounds"),
+    _counter("executable_cache.bytes_read", "Bytes of artifacts found"),
+    _counter("executable_cache.bytes_written", "Bytes of artifacts and prepared weights kept"),
+    _counter("executable_cache.bytes_fetched", "Bytes taken from the remote"),
+    _counter("executable_cache.seconds", "Seconds spent in the store and its remote"),
 )
 
 GROUPS: dict[str, tuple[MetricRow, ...]] = {
@@ -123,6 +135,7 @@ GROUPS: dict[str, tuple[MetricRow, ...]] = {
     "Steps of the engine": _BATCHES,
     "Pages and the prefix cache": _PAGES,
     "Start": _START,
+    "The cache of executables, at the starts of the engine worker": _CACHE,
 }
 ROWS: tuple[MetricRow, ...] = tuple(row for rows in GROUPS.values() for row in rows)
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.responses import Response
 
+from ..cache.counters import Counters
 from .messages import Ready, StepStats
 from .metric_table import ROWS, MetricRow
 
@@ -94,7 +95,9 @@ class Metrics:
             return
         self._shown_ready = ready
         self["pipeline_load"].labels(self._model).inc()
-        self["executable_cache.hits" if is_from_cache(ready) else "executable_cache.misses"].inc()
+        for sample in Counters.from_json(ready.cache).samples() if ready.cache else ():
+            counter = self[sample.name.replace("executable_cache_", "executable_cache.")]
+            (counter.labels(**sample.labels) if sample.labels else counter).inc(sample.value)
         for component, seconds in ready.seconds.items():
             self["model_load_time"].labels(component).observe(seconds * 1e3)
         self["cache.num_total_blocks"].set(ready.num_pages)
@@ -125,6 +128,7 @@ class Metrics:
         self._add_up("cache.hits", step.total_cache_hit_tokens, "g0")
         self._add_up("cache.misses", step.total_cache_miss_tokens)
         self._add_up("cache.preemption_count", step.total_preempted)
+        self._add_up("executables_loaded", step.total_executables)
 
     def _add_up(self, name: str, total: int, *labels: str) -> None:
         """Counts on from the worker's own total, which begins again at 0 when the worker is restarted."""
@@ -165,11 +169,6 @@ class AnswerTimer:
         metrics["cache.request_prefix_coverage"].observe(100 * cached_tokens / max(1, prompt_tokens))
         if new_tokens > 1:
             metrics["time_per_output_token"].observe((self._last - self._first) * 1e3 / (new_tokens - 1))
-
-
-def is_from_cache(ready: Ready) -> bool:
-    """Whether the worker found its executables instead of compiling them."""
-    return ready.artifact_source.startswith("cache")
 
 
 def forget_process(pid: int) -> None:

@@ -87,6 +87,7 @@ async def status(request: Request) -> Response:
 
 def _engine(ready: Ready) -> dict[str, Any]:
     names = (
-        "max_length vocab_size max_batch_size page_tokens num_pages encoding device artifact artifact_source seconds"
+        "max_length vocab_size max_batch_size page_tokens num_pages encoding device artifact artifact_source"
+        " seconds cache"
     )
     return {name: getattr(ready, name) for name in names.split()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -45,6 +46,7 @@ def preparation_of(
     dump: Dump | None = None,
     keep_weights: bool,
     portable: bool = False,
+    autotune: Path | None = None,
     check: Callable[[int, int], None] = unchecked,
 ) -> Preparation:
     """A preparation of this checkpoint, for `target` or else the device that the settings name.
@@ -53,6 +55,7 @@ def preparation_of(
 
     target: one to compile for exactly; the device is also served by an artifact that needs less than it has
     text: called when a binding is written, which a warm start does not do
+    autotune: measurements to compile with instead of those that the settings name
     """
     threads.use(config.compiling.num_threads)
     return Preparation(
@@ -69,7 +72,8 @@ def preparation_of(
         keep_weights=keep_weights,
         exact=target is not None,
         portable=portable,
-        autotune=config.compiling.autotune_results,
+        autotune=autotune or config.compiling.autotune_results,
+        use_vendor_blas=config.compiling.use_vendor_blas,
         check=check,
     )
 

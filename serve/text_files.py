@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenizers import Tokenizer as Backend
 
 from .. import ModelError
 from ..runtime.checkpoint_files import CheckpointFiles, is_gguf
 from .checkpoint_json import read_json_object
+
+if TYPE_CHECKING:
+    from ..cache.config import CacheConfig
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
@@ -82,8 +85,11 @@ def _read(path: Path) -> str:
         raise ModelError(f"the chat template {path} cannot be read: {error}", "Download the file again.") from error
 
 
-def find_text(model: Path, weight_path: Path | None = None) -> TextFiles:
-    """The folder's own files where it has a tokenizer.json, else what the GGUF file holds. Raises ModelError."""
+def find_text(model: Path, weight_path: Path | None = None, cache: CacheConfig | None = None) -> TextFiles:
+    """The folder's own files where it has a tokenizer.json, else what the GGUF file holds. Raises ModelError.
+
+    cache: where what has to be converted is kept
+    """
     if not is_gguf(model) and (model / "tokenizer.json").is_file():
         return FolderText(model)
     files = CheckpointFiles.find(model, weight_path)
@@ -91,4 +97,4 @@ def find_text(model: Path, weight_path: Path | None = None) -> TextFiles:
         return FolderText(model)
     from .gguf_text import GgufText
 
-    return GgufText(files.gguf)
+    return GgufText(files.gguf, cache)

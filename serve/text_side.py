@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import RequestError
+from ..cache.config import CacheConfig
 from ..runtime.config import SamplingConfig
 from ..runtime.sampling import SamplingParams
 from .chat_template import ChatTemplate
@@ -33,12 +34,18 @@ class TextSide:
     defaults: GenerationDefaults
 
     @staticmethod
-    def load(model: Path, chat_template: str | None = None, weight_path: Path | None = None) -> TextSide:
+    def load(
+        model: Path,
+        chat_template: str | None = None,
+        weight_path: Path | None = None,
+        cache: CacheConfig | None = None,
+    ) -> TextSide:
         """Reads all of a folder or GGUF file, or of the GGUF file `weight_path` for a folder without a tokenizer.
 
-        `chat_template` is a template, or the path of one, to use instead of the checkpoint's. Raises ModelError.
+        `chat_template` is a template, or the path of one, to use instead of the checkpoint's. A tokenizer that has
+        to be converted is kept in `cache`. Raises ModelError.
         """
-        files = find_text(model, weight_path)
+        files = find_text(model, weight_path, cache)
         tokenizer = Tokenizer.load(files)
         override: str | Path | None = chat_template
         if chat_template and "{" not in chat_template:

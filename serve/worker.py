@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import BinaryIO
 
 import msgspec
@@ -45,19 +46,30 @@ def main(endpoint: str) -> int:
             supervisor.write(msgspec.json.encode(start.news) + b"\n")
         loop.turn(_POLL_MS)
     if isinstance(start.news, Ready):
-        _serve(loop, start)
+        _serve(loop, start, config)
     link.close()
     return 1
 
 
-def _serve(loop: EngineLoop, start: WorkerStart) -> None:
+def _serve(loop: EngineLoop, start: WorkerStart, config: WorkerConfig) -> None:
     """Takes requests until a step takes the pages with it."""
-    loop.open(start.engine)
+    loop.open(start.engine, start.executables)
+    if (limit := config.stall_timeout_s) is not None:
+        threading.Thread(target=_end_when_stalled, args=(loop, limit), name="stall", daemon=True).start()
     threading.Thread(target=start.load_rest, name="load the rest", daemon=True).start()
     try:
         loop.run()
     except Exception:
         logger.exception("the engine worker cannot go on")
+
+
+def _end_when_stalled(loop: EngineLoop, limit_s: float) -> None:
+    """Ends the process when there have been requests for so long without a step; the supervisor starts it anew."""
+    while True:
+        time.sleep(limit_s / 10)
+        if loop.stalled_s > limit_s:
+            logger.error("no step has ended for %.1f s: the engine worker ends (--decode-stall-timeout-s)", limit_s)
+            os._exit(1)
 
 
 def _take_stdout() -> BinaryIO:

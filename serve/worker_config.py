@@ -22,6 +22,9 @@ class WorkerConfig(BaseModel):
     scheduling: SchedulingConfig = SchedulingConfig()
     queue: QueueConfig = QueueConfig()
 
+    stall_timeout_s: float | None = None
+    """Seconds without a step after which the worker ends itself, though there are requests."""
+
     spawned: float = 0.0
     """When the process was started, in seconds of time.time."""
 

@@ -8,8 +8,10 @@ import time
 from functools import partial
 
 from .. import MaxError
+from ..cache.counters import Counters
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.engine import Engine
+from ..runtime.model import Executables
 from ..runtime.preparation_report import Prepared
 from ..runtime.text_engine import Started, start
 from .messages import Loading, Ready, StartFailed
@@ -42,6 +44,12 @@ class WorkerStart:
         assert self._started is not None, "asked for before the start was over, or after it has failed"
         return self._started.engine
 
+    @property
+    def executables(self) -> Executables:
+        """Those that are loaded, more and more of them."""
+        assert self._started is not None, "asked for before the start was over, or after it has failed"
+        return self._started.executables
+
     def load_rest(self) -> None:
         """Loads what no request has needed yet, beside the work on requests; damage is told when it is needed."""
         assert self._started is not None
@@ -65,7 +73,7 @@ class WorkerStart:
         config, began = self._config, time.perf_counter()
         model = config.pipeline.model
         checkpoint = Checkpoint.open(config.folder, model.weight_path, model.rope_order)
-        text = partial(TextSide.load, config.folder, weight_path=model.weight_path)
+        text = partial(TextSide.load, config.folder, weight_path=model.weight_path, cache=config.pipeline.cache)
         preparation = preparation_of(config.pipeline, checkpoint, text, self._progress, keep_weights=True)
 
         def prepare() -> Prepared:
@@ -85,12 +93,12 @@ class WorkerStart:
             "init": started.load_seconds,
             "total": self._spawn_seconds + total,
         }
-        return self._ready(checkpoint, started, seconds)
+        return self._ready(checkpoint, started, seconds, preparation.store.counters)
 
     def _progress(self, phase: str, item: str, done: int, total: int) -> None:
         self.news = Loading(f"{phase} {item}".strip(), done / total if total else None)
 
-    def _ready(self, checkpoint: Checkpoint, started: Started, seconds: dict[str, float]) -> Ready:
+    def _ready(self, checkpoint: Checkpoint, started: Started, seconds: dict[str, float], counters: Counters) -> Ready:
         limits, report = started.engine.limits, started.report
         return Ready(
             max_length=limits.max_length,
@@ -103,4 +111,5 @@ class WorkerStart:
             artifact=str(started.prepared.artifact_file or ""),
             artifact_source=f"{'compiled' if report.compiled else 'cache'}: {report.reason}",
             seconds=seconds,
+            cache=counters.to_json(),
         )

@@ -22,18 +22,19 @@ from ..openapi import describes
 from ..request_log import note
 from ..service import Service, service_of
 from .admission import admitted
-from .chat_schema import ChatCompletion, ChatMessage, ChatRequest
+from .chat_schema import RESERVED_VARIABLES, ChatCompletion, ChatCompletionChunk, ChatMessage, ChatRequest
 from .logprobs import chat_logprobs
 from .parameters import make_answers
 from .usage import usage_of
 
 router = APIRouter()
 FINGERPRINT = f"max-{__version__}"
-_RESERVED = {"messages", "tools", "add_generation_prompt", "self"}
 
 
 @router.post(
-    "/v1/chat/completions", summary="Answer a conversation", **describes(ChatRequest, ChatCompletion, stream=True)
+    "/v1/chat/completions",
+    summary="Answer a conversation",
+    **describes(ChatRequest, ChatCompletion, chunk=ChatCompletionChunk),
 )
 async def chat_completions(request: Request) -> Response:
     service, arrived = service_of(request), perf_counter()
@@ -56,7 +57,7 @@ def _check(body: ChatRequest) -> None:
         raise ApiError(400, "'top_logprobs' needs 'logprobs' to be true.", code="invalid_value", param="top_logprobs")
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "'stream_options' needs 'stream' to be true.", code="invalid_value", param="stream_options")
-    if reserved := _RESERVED & (body.chat_template_kwargs or {}).keys():
+    if reserved := (body.chat_template_kwargs or {}).keys() & RESERVED_VARIABLES:
         raise ApiError(
             400,
             f"'chat_template_kwargs' may not set {min(reserved)}.",

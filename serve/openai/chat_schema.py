@@ -8,7 +8,9 @@ from pydantic import BaseModel, Field
 
 from ..body import Schema
 from ..messages import MAX_TOP_LOGPROBS
-from .parameters import GenerationFields, Label, Metadata, OnlyFalse, PositiveCount, Refused
+from .field_rules import between_fields, needs
+from .field_types import AS_WHOLE, Label, Metadata, OnlyFalse, PositiveCount, Refused
+from .parameters import GenerationFields
 from .usage import Usage
 
 
@@ -43,16 +45,27 @@ class TextFormat(Schema):
     type: Literal["text"]
 
 
+RESERVED_VARIABLES = ("add_generation_prompt", "messages", "self", "tools")
+"""What a template is given by the server itself."""
+
+TemplateVariables = Annotated[
+    dict[str, Any],
+    Field(max_length=64, json_schema_extra={"propertyNames": {"not": {"enum": list(RESERVED_VARIABLES)}}}),
+]
+
+
 class ChatRequest(GenerationFields):
     """The body of /v1/chat/completions."""
+
+    model_config = between_fields(needs("top_logprobs", "logprobs"), needs("stream_options", "stream"))
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     max_completion_tokens: PositiveCount | None = None
     max_tokens: PositiveCount | None = None
     """An older name of max_completion_tokens."""
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), AS_WHOLE] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     """Variables for the model's chat template, such as enable_thinking."""
     safety_identifier: Label | None = None
     """Written to the log line of the request, as are prompt_cache_key and metadata."""
@@ -128,3 +141,32 @@ class ChatCompletion(BaseModel):
     service_tier: Literal["default"] | None = None
     choices: list[ChatChoice]
     usage: Usage
+
+
+class ChunkDelta(BaseModel):
+    """What is new: the role in the first chunk of a choice, then text."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+
+
+class ChunkChoice(BaseModel):
+    """One of the `n` answers, as far as this chunk has it; the last of a choice says why it ended."""
+
+    index: int
+    delta: ChunkDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One event of a streamed chat completion. `usage` stands in the last where it is asked for, null before it."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    service_tier: Literal["default"] | None = None
+    choices: list[ChunkChoice]
+    usage: Usage | None = None

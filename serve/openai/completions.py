@@ -23,9 +23,9 @@ from ..request_log import note
 from ..service import Service, service_of
 from .admission import admitted
 from .chat import FINGERPRINT
-from .completions_schema import MAX_PROMPTS, Completion, CompletionRequest
-from .logprobs import completion_logprobs
-from .parameters import make_answers
+from .completions_schema import MAX_PROMPTS, Completion, CompletionChunk, CompletionRequest
+from .logprobs import completion_logprobs, echoed_logprobs, joined
+from .parameters import make_answers, switched_off
 from .usage import usage_of
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ _DEFAULT_MAX_TOKENS = 16  # as in the OpenAI API
 _MAX_ANSWERS = 512
 
 
-@router.post("/v1/completions", summary="Continue a text", **describes(CompletionRequest, Completion, stream=True))
+@router.post(
+    "/v1/completions", summary="Continue a text", **describes(CompletionRequest, Completion, chunk=CompletionChunk)
+)
 async def completions(request: Request) -> Response:
     service, arrived = service_of(request), perf_counter()
     body = await read_body(request, CompletionRequest, service.config)
@@ -53,10 +55,11 @@ async def completions(request: Request) -> Response:
             top_logprobs=logprobs,
             arrived=arrived,
             prompt_param="prompt",
+            prompt_logprobs=bool(body.echo) and logprobs is not None,
         )
     reply = _Reply(service, body, answers, texts, logprobs)
     if max_tokens == 0:
-        return reply.echo_alone(request)
+        return await unless_gone(request.receive, reply.echo_alone(request))
     if body.stream:
         return await open_stream(request.receive, reply.events(request))
     return await unless_gone(request.receive, reply.whole(request))
@@ -64,6 +67,8 @@ async def completions(request: Request) -> Response:
 
 def _checked_logprobs(body: CompletionRequest, service: Service) -> int | None:
     """The alternatives to report. Raises ApiError for combinations that cannot be answered."""
+    if body.echo and not service.config.enable_echo:
+        raise switched_off("echo", "enable_echo")
     prompts = len(body.prompt) if isinstance(body.prompt, list) and not isinstance(body.prompt[0], int) else 1
     wrong = text = ""
     if body.best_of is not None and body.best_of != (body.n or 1):
@@ -76,14 +81,13 @@ def _checked_logprobs(body: CompletionRequest, service: Service) -> int | None:
         wrong, text = "max_tokens", "is 0, which cannot be streamed"
     elif prompts * (body.n or 1) > _MAX_ANSWERS:
         wrong, text = "n", f"asks for {prompts * (body.n or 1)} answers to all prompts; {_MAX_ANSWERS} are allowed"
-    elif body.echo and body.logprobs is not None:
-        if service.config.allow_unsupported_logprobs:
-            logger.warning("a request is answered without logprobs: those of an echoed prompt are not computed")
-            return None
-        wrong = "logprobs"
-        text = "is not supported together with 'echo'; --allow-unsupported-logprobs answers without them"
     if wrong:
         raise ApiError(400, f"'{wrong}' {text}.", code="invalid_value", param=wrong)
+    if body.echo and body.logprobs is not None and not service.config.enable_variable_logits:
+        if not service.config.allow_unsupported_logprobs:
+            raise switched_off("logprobs", "enable_variable_logits")
+        logger.warning("a request is answered without logprobs: --no-enable-variable-logits")
+        return None
     return body.logprobs
 
 
@@ -132,7 +136,9 @@ class _Reply:
     ) -> None:
         self.service, self.body, self.answers, self.logprobs = service, body, answers, logprobs
         self.choices = body.n or 1
-        self.echoed = [text for text in texts for _ in range(self.choices)]
+        self.prompts = [text for text in texts for _ in range(self.choices)]
+        self.echoed = list(self.prompts)  # and have not been sent yet
+        self.begun: set[int] = set()
         self.tokenizer = service.text().tokenizer
         self.head: dict[str, Any] = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -146,8 +152,12 @@ class _Reply:
         """All choices in one JSON object."""
         return self._response(request, await collected(self.answers, self.service.port))
 
-    def echo_alone(self, request: Request) -> Response:
-        """The prompts and nothing else: max_tokens is 0."""
+    async def echo_alone(self, request: Request) -> Response:
+        """The prompts and nothing else: max_tokens is 0. The engine is asked where it has to compute them."""
+        if self.logprobs is not None:
+            await collected(self.answers, self.service.port)
+            for answer in self.answers:
+                answer.new_tokens = 0  # the one that it cannot do without is not told
         return self._response(request, [WholeAnswer(finish_reason="length") for _ in self.answers])
 
     def _response(self, request: Request, answers: list[WholeAnswer]) -> Response:
@@ -155,7 +165,7 @@ class _Reply:
             {
                 "index": index,
                 "text": self.echoed[index] + answer.text,
-                "logprobs": self._logprobs(answer.tokens),
+                "logprobs": self._logprobs(index, answer.tokens, is_first=True),
                 "finish_reason": answer.finish_reason,
             }
             for index, answer in enumerate(answers)
@@ -163,8 +173,17 @@ class _Reply:
         content = {**self.head, "choices": choices, "usage": self._usage(request)}
         return Response(msgspec.json.encode(content), media_type="application/json")
 
-    def _logprobs(self, tokens: Any) -> dict[str, Any] | None:
-        return None if self.logprobs is None else completion_logprobs(tokens, self.tokenizer, self.logprobs, 0)
+    def _logprobs(self, index: int, tokens: Any, *, is_first: bool) -> dict[str, Any] | None:
+        """Of new tokens, and before the first ones of the echoed prompt."""
+        if self.logprobs is None:
+            return None
+        answer, text = self.answers[index], self.prompts[index]
+        of_answer = completion_logprobs(tokens, self.tokenizer, self.logprobs, len(text))
+        if not (is_first and self.body.echo):
+            return of_answer
+        told = answer.prompt_logprobs or []
+        of_prompt = echoed_logprobs(answer.request.prompt_ids, told, self.tokenizer, self.logprobs, text)
+        return joined(of_prompt, of_answer)
 
     async def events(self, request: Request) -> AsyncGenerator[bytes]:
         """The chunks, an echoed prompt before the first text of its choice; usage where asked for; [DONE]."""
@@ -182,7 +201,11 @@ class _Reply:
 
     def _chunk(self, before: bytes, delta: Delta, tail: bytes) -> bytes:
         text, self.echoed[delta.index] = self.echoed[delta.index] + delta.text, ""
-        logprobs = msgspec.json.encode(self._logprobs(delta.tokens)) if delta.tokens else b"null"
+        is_first = delta.index not in self.begun
+        self.begun.add(delta.index)
+        has_logprobs = delta.tokens or (is_first and self.body.echo)
+        told = self._logprobs(delta.index, delta.tokens, is_first=is_first) if has_logprobs else None
+        logprobs = b"null" if told is None else msgspec.json.encode(told)
         reason = b'"' + delta.finish_reason.encode() + b'"' if delta.finish_reason else b"null"
         index = str(delta.index).encode()
         middle = b',"text":' + msgspec.json.encode(text) + b',"logprobs":' + logprobs

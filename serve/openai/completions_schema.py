@@ -8,18 +8,19 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from ..body import Schema
 from ..messages import MAX_TOP_LOGPROBS
-from .parameters import GenerationFields, ModelName, Refused, TokenId
+from .field_rules import best_of_one, between_fields, needs, zero_needs_echo
+from .field_types import ALL_AS_WHOLE, AS_WHOLE, ModelName, Refused, TokenId, TokenPrompt
+from .parameters import GenerationFields
 from .usage import Usage
 
 MAX_PROMPTS = 256
-
-TokenPrompt = Annotated[list[TokenId], Field(min_length=1)]
+_FORMS = {str: "texts", int: "tokens", float: "tokens", list: "token lists"}
 
 
 def _form(prompt: Any) -> str | None:
     """Which of its forms a prompt has, told by its first item, so that an error names the item that is wrong."""
     first = prompt[0] if isinstance(prompt, list) and prompt else None
-    return {str: "texts", int: "tokens", list: "token lists"}.get(type(first), "text" if type(prompt) is str else None)
+    return _FORMS.get(type(first), "text" if type(prompt) is str else None)
 
 
 Prompt = Annotated[
@@ -38,13 +39,15 @@ Prompt = Annotated[
 class CompletionRequest(GenerationFields):
     """The body of /v1/completions."""
 
+    model_config = between_fields(needs("stream_options", "stream"), zero_needs_echo(), best_of_one())
+
     prompt: Prompt
     """Text, token ids, or several of either."""
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), AS_WHOLE] | None = None
     """Report the log-probabilities of the answer's tokens and of so many alternatives."""
     echo: bool | None = None
     """Put the prompt before the answer."""
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1), AS_WHOLE] | None = None
     """Only the value of `n` is supported."""
     suffix: Refused = None
 
@@ -53,8 +56,9 @@ class CompletionLogprobs(BaseModel):
     """The log-probabilities of an answer's tokens, in parallel lists."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    """null for the first token of an echoed prompt, as nothing comes before it."""
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -79,6 +83,27 @@ class Completion(BaseModel):
     usage: Usage
 
 
+class CompletionChunkChoice(BaseModel):
+    """One answer, as far as this chunk has it; the last of a choice says why it ended."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class CompletionChunk(BaseModel):
+    """One event of a streamed completion. `usage` stands in the last where it is asked for, null before it."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+
+
 class TokenizeRequest(Schema):
     """The body of /tokenize."""
 
@@ -100,7 +125,7 @@ class DetokenizeRequest(Schema):
     """The body of /detokenize."""
 
     model: ModelName | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], ALL_AS_WHOLE]
     skip_special_tokens: bool | None = None
     """Leave out tokens that are not text; false unless it is given."""
 

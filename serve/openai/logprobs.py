@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..answer import TokenRecord
+from ..messages import Logprobs
 from ..tokenizer import Tokenizer
 
 # JSON has no infinity; the API shows an impossible token like this.
@@ -31,11 +32,40 @@ def completion_logprobs(
     return {
         "tokens": [_name(record.id, tokenizer) for record in records],
         "token_logprobs": [_finite(record.logprobs.token) for record in records],
-        "top_logprobs": [{_name(id, tokenizer): _finite(value) for id, value in _top(record)} for record in records]
-        if top
-        else None,
+        "top_logprobs": [_likeliest(record.id, record.logprobs, tokenizer) for record in records] if top else None,
         "text_offset": [first_offset + record.offset for record in records],
     }
+
+
+def echoed_logprobs(
+    ids: Sequence[int], told: Sequence[Logprobs], tokenizer: Tokenizer, top: int, text: str
+) -> dict[str, Any]:
+    """The same of an echoed prompt, whose first token has none. told: of its tokens behind the first"""
+    stream = tokenizer.stream(skip_special_tokens=False)
+    offsets, shown = [], 0
+    for token_id in ids:
+        offsets.append(min(shown, len(text)))
+        if shown or token_id not in tokenizer.special_ids or text.startswith(_name(token_id, tokenizer)):
+            shown += len(stream.push(token_id))
+    return {
+        "tokens": [_name(id, tokenizer) for id in ids],
+        "token_logprobs": [None, *(_finite(each.token) for each in told)],
+        "top_logprobs": [None, *(_likeliest(id, each, tokenizer) for id, each in zip(ids[1:], told, strict=True))]
+        if top
+        else None,
+        "text_offset": offsets,
+    }
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both, one behind the other."""
+    return {name: value if value is None else value + second[name] for name, value in first.items()}
+
+
+def _likeliest(token_id: int, told: Logprobs, tokenizer: Tokenizer) -> dict[str, float]:
+    """The likeliest tokens, and the token itself where it is not among them."""
+    named = {_name(id, tokenizer): _finite(value) for id, value in zip(told.top_ids, told.top, strict=True)}
+    return named if token_id in told.top_ids else named | {_name(token_id, tokenizer): _finite(told.token)}
 
 
 def output_logprobs(records: Iterable[TokenRecord], tokenizer: Tokenizer) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import Field
 
 from ... import MaxError
 from ...runtime.config import SamplingConfig
@@ -15,36 +15,20 @@ from ..answer import Answer
 from ..api_error import ApiError, from_max_error
 from ..body import Schema
 from ..messages import Ready, Sampling, Submit
+from ..openapi_bounds import OF_MODEL
 from ..service import Service, too_long
-from ..text_output import MAX_STOP_CHARS, MAX_STOPS, StopRules
+from ..text_output import MAX_STOPS, StopRules
 from ..text_side import TextSide
+from .field_types import ALL_AS_WHOLE, AS_WHOLE, AnswerCount, Count, Label, ModelName, OnlyFalse, StopText, TokenId
 
 MAX_CHOICES = 128
 _SEED_MASK = (1 << 64) - 1
 _LEAST_TOP_P = 1e-9
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Label = Annotated[str, Field(max_length=512)]
-Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)]
-
-ModelName = Annotated[str, Field(max_length=4096)]
-"""The served model's, which is also meant where no model is named."""
-
-
-def _must_be_false(value: bool) -> bool:
-    if value:
-        raise ValueError("is only supported as false")
-    return value
-
-
-OnlyFalse = Annotated[bool, AfterValidator(_must_be_false), WithJsonSchema({"const": False})]
-"""What may be declined and not asked for. A literal would take 0 for false."""
-
-type Refused = None
-"""The type of a field of the API that this server does not support: only null is taken."""
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=1024, json_schema_extra={OF_MODEL: "bias"}),
+]
 
 
 class StreamOptions(Schema):
@@ -62,27 +46,27 @@ class GenerationFields(Schema):
     model: ModelName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), AS_WHOLE] | None = None
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), AS_WHOLE] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    logit_bias: LogitBias | None = None
     user: Label | None = None
     """Written to the log line of the request."""
 
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), AS_WHOLE] | None = None
     """Draw from the k most likely tokens; 0 or -1 draws from all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Draw from tokens with at least this share of the likeliest one's probability."""
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Divide the logits of tokens seen in prompt or answer."""
-    min_tokens: Count | None = None
+    min_tokens: AnswerCount | None = None
     """Tokens of the answer, at least."""
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256), ALL_AS_WHOLE] | None = None
     """Token ids that end the answer and are not shown."""
     ignore_eos: bool | None = None
     """Go on when the model ends its answer."""
@@ -103,6 +87,7 @@ def sampling_of(fields: Any, text: TextSide, service: Service, vocab_size: int) 
     def else_server(name: str) -> Any:
         return given(name) if given(name) is not None else getattr(service.config, name)
 
+    _check_features(fields, service)
     top_p, seed = given("top_p"), given("seed")
     try:
         params = text.sampling(
@@ -111,7 +96,7 @@ def sampling_of(fields: Any, text: TextSide, service: Service, vocab_size: int) 
                 top_k=else_server("top_k"),
                 top_p=None if top_p is None else max(top_p, _LEAST_TOP_P),
                 min_p=given("min_p"),
-                repetition_penalty=given("repetition_penalty"),
+                repetition_penalty=given("repetition_penalty") if service.config.enable_penalties else 1.0,
                 frequency_penalty=given("frequency_penalty") or 0.0,
                 presence_penalty=given("presence_penalty") or 0.0,
                 seed=None if seed is None else seed & _SEED_MASK,
@@ -130,6 +115,28 @@ def sampling_of(fields: Any, text: TextSide, service: Service, vocab_size: int) 
         seed=params.seed,
         bias=_bias(given("logit_bias") or {}, vocab_size),
     )
+
+
+_WITHOUT_EFFECT: dict[str, tuple[str, float]] = {
+    "frequency_penalty": ("enable_penalties", 0),
+    "presence_penalty": ("enable_penalties", 0),
+    "repetition_penalty": ("enable_penalties", 1),
+    "min_tokens": ("enable_min_tokens", 0),
+}
+"""Fields that a setting switches off, and the value that asks for nothing."""
+
+
+def _check_features(fields: Any, service: Service) -> None:
+    """Raises ApiError for what this server does not take."""
+    for name, (feature, neutral) in _WITHOUT_EFFECT.items():
+        if getattr(fields, name, None) not in (None, neutral) and not getattr(service.config, feature):
+            raise switched_off(name, feature)
+
+
+def switched_off(field: str, feature: str) -> ApiError:
+    """The refusal of a field that the server was started without."""
+    flag = f"--no-{feature.replace('_', '-')}"
+    return ApiError(400, f"'{field}' is switched off here by {flag}.", code="unsupported_parameter", param=field)
 
 
 def _bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
@@ -181,6 +188,7 @@ def make_answers(
     top_logprobs: int | None,
     arrived: float,
     prompt_param: str,
+    prompt_logprobs: bool = False,
 ) -> list[Answer]:
     """`n` answers to each prompt, ready to be asked for; answers to one prompt differ by their seeds.
 
@@ -204,6 +212,7 @@ def make_answers(
                 ignore_eos=False,
                 top_logprobs=top_logprobs,
                 cache_salt=getattr(fields, "cache_salt", None) or "",
+                prompt_logprobs=prompt_logprobs,
             )
             answers.append(Answer(len(answers), submit, rules, text.tokenizer, service.metrics, arrived))
     return answers

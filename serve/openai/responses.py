@@ -26,7 +26,7 @@ from .chat_schema import ChatMessage
 from .logprobs import output_logprobs
 from .parameters import make_answers
 from .response_events import ResponseEvents
-from .responses_schema import ResponseObject, ResponseRequest
+from .responses_schema import ResponseEvent, ResponseObject, ResponseRequest
 
 router = APIRouter()
 
@@ -34,7 +34,7 @@ router = APIRouter()
 @router.post(
     "/v1/responses",
     summary="Answer a conversation, in events",
-    **describes(ResponseRequest, ResponseObject, stream=True),
+    **describes(ResponseRequest, ResponseObject, chunk=ResponseEvent),
 )
 async def create_response(request: Request) -> Response:
     service, arrived = service_of(request), perf_counter()

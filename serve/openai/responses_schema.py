@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..body import Schema
 from ..messages import MAX_TOP_LOGPROBS
-from .parameters import Label, Metadata, ModelName, OnlyFalse, PositiveCount, Refused, StreamOptions
+from .field_rules import between_fields, needs
+from .field_types import AS_WHOLE, Label, Metadata, ModelName, OnlyFalse, PositiveCount, Refused
+from .parameters import StreamOptions
 
 
 class InputText(Schema):
@@ -52,6 +54,8 @@ class TextSettings(Schema):
 class ResponseRequest(Schema):
     """The body of /v1/responses."""
 
+    model_config = between_fields(needs("stream_options", "stream"))
+
     model: ModelName | None = None
     input: Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1, max_length=4096)]
     instructions: str | None = None
@@ -59,7 +63,7 @@ class ResponseRequest(Schema):
     max_output_tokens: PositiveCount | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), AS_WHOLE] | None = None
     include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -158,3 +162,32 @@ class ResponseObject(BaseModel):
     tools: list[Any]
     store: bool
     error: None = None
+
+
+class ResponseEvent(BaseModel):
+    """One event of a streamed response; its type says which of the other fields it has."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal[
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+        "response.incomplete",
+    ]
+    sequence_number: int
+    response: ResponseObject | None = None
+    output_index: int | None = None
+    content_index: int | None = None
+    item_id: str | None = None
+    item: OutputMessage | None = None
+    part: OutputText | None = None
+    delta: str | None = None
+    text: str | None = None
+    logprobs: list[Any] | None = None

@@ -75,8 +75,24 @@ function showEngine(status) {
     ["Reason", reason.join(": ") === source ? "" : reason.join(": ")],
     ["Start", seconds.total === undefined ? null : `${number(seconds.total, 2)} s`],
     ["Of that", phases.map(([name, value]) => `${name} ${number(value, 2)} s`).join(", ")],
+    ["Store", storeText(engine.cache || {})],
     ["Artifact", engine.artifact, true],
   ]);
+}
+
+function storeText(cache) {
+  const counts = (name) => Object.entries(cache[name] || {}).map(([kind, count]) => `${number(count)} ${kind}`);
+  const megabytes = (name, verb) => cache[name] ? [`${number(cache[name] / 1e6, 1)} MB ${verb}`] : [];
+  const listed = (title, name) => counts(name).length ? [`${title} ${counts(name).join(", ")}`] : [];
+  return [
+    ...listed("found", "hits"),
+    ...listed("missed", "misses"),
+    ...listed("made", "made"),
+    ...megabytes("bytes_read", "read"),
+    ...megabytes("bytes_written", "written"),
+    ...megabytes("bytes_fetched", "fetched"),
+    ...(cache.quarantined ? [`${number(cache.quarantined)} set aside as damaged`] : []),
+  ].join("; ");
 }
 
 async function refresh() {

@@ -58,11 +58,12 @@ class SumModels(dict[str, Any]):
 
         return call
 
-    def step(self, tokens, token_src, prev_ids, positions, rows, slots, page_table, lengths, logit_rows) -> Buffer:
+    def step(self, *inputs: Buffer) -> Buffer:
+        tokens, _, _, positions, rows, slots, page_table, lengths, logit_rows = (each.to_numpy() for each in inputs)
         self.slots[slots[rows >= 0]] = tokens[rows >= 0]
         logits = np.zeros((len(logit_rows), VOCAB), np.float32)
         for i, token in enumerate(logit_rows):
-            row, count = rows[token], positions[token] + 1
+            row, count = rows[token], int(positions[token]) + 1
             assert lengths[row] >= count
             place = np.arange(count)
             seen = self.slots[page_table[row, place // self.page_tokens] * self.page_tokens + place % self.page_tokens]

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from max import CacheError, WeightError
 from max.compiler.weights import Weight, WeightTable
-from max.runtime import prepared, prepared_format
+from max.runtime import prepared, prepared_format, weight_reads
 from max.runtime.arena import Arena
 from max.runtime.checkpoint import Checkpoint
 from max.runtime.prepared import layout_of, load, prepare, prepare_into
@@ -33,7 +33,7 @@ TABLE = WeightTable(
         Weight("qkv", (40, 70), ("q", "k", "v"), (40, 20, 10), transposed=True),
         Weight("bias", (70,), ("q_bias", "k_bias", "v_bias"), (40, 20, 10)),
         Weight("gate_up", (40, 2000), ("gate", "up"), (1000, 1000), transposed=True),
-        Weight("rows", (3, 7), ("left", "right"), (3, 4)),
+        Weight("rows", (7, 3), ("upper", "lower"), (3, 4)),
         Weight("big", (600, 3000), ("big",), transposed=True),
     )
 )
@@ -55,7 +55,8 @@ def expected(checkpoint: Checkpoint, table: WeightTable) -> dict[str, np.ndarray
     weights = {}
     for weight in table.weights:
         parts = [stored[source].astype(np.float32) for source in weight.sources]
-        weights[weight.name] = np.concatenate([part.T if weight.transposed else part for part in parts], axis=-1)
+        axis = -1 if weight.transposed else 0
+        weights[weight.name] = np.concatenate([part.T if weight.transposed else part for part in parts], axis=axis)
     return weights
 
 
@@ -82,7 +83,7 @@ def test_what_is_prepared_is_what_the_checkpoint_holds(
     with_arena: bool,
 ) -> None:
     monkeypatch.setattr(prepared, "_GROUP_BYTES", group_bytes)
-    monkeypatch.setattr(prepared, "_JOB_BYTES", 50_000)
+    monkeypatch.setattr(weight_reads, "_JOB_BYTES", 50_000)
     wanted = expected(checkpoint, TABLE)
     arena = Arena(layout_of(TABLE)) if with_arena else None
     path = tmp_path / "weights"
@@ -145,6 +146,15 @@ def test_no_weights_are_a_file_too(tmp_path: Path, checkpoint: Checkpoint) -> No
     table = WeightTable((), ignored=("*",))
     prepare(table, checkpoint, tmp_path / "weights", threads=1)
     assert load(tmp_path / "weights", threads=1) == {}
+
+
+def test_progress_is_told_before_the_first_group_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
+) -> None:
+    monkeypatch.setattr(weight_reads, "_JOB_BYTES", 50_000)
+    steps: list[tuple[int, int]] = []
+    prepare(TABLE, checkpoint, tmp_path / "weights", threads=2, on_progress=lambda *step: steps.append(step))
+    assert steps[0][0] == 0 and len(steps) > 30
 
 
 def test_progress_grows_to_the_whole(tmp_path: Path, checkpoint: Checkpoint) -> None:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from max.compiler.limits import Limits
+from max.runtime.policy import Policy
 from max.runtime.request import Generation, Request
-from max.runtime.scheduler import Chunk, Policy, Scheduler
+from max.runtime.scheduler import Chunk, Scheduler
 
 
 def limits(**changes) -> Limits:
@@ -122,6 +123,48 @@ def test_without_in_flight_batching_prompts_and_decoding_take_turns():
         [("a", 4, 1, True), ("b", 10, 1, True)],
         [("a", 5, 1, True), ("b", 11, 1, True)],
     ]
+
+
+def test_a_prompt_is_not_cut_into_less_than_the_least_chunk():
+    large = limits(max_length=400, page_tokens=100, num_pages=20, token_buckets=(64, 128))
+    scheduler = Scheduler(large, Policy(least_chunk=40))
+    scheduler.add(request("a", 140))
+    scheduler.add(request("b", 70))
+    chunks = scheduler.schedule()
+    assert layout(chunks) == [("a", 0, 100, False)], "28 are left of the step, and b cannot be cut"
+    advance(scheduler, chunks)
+    assert layout(scheduler.schedule()) == [("a", 100, 40, True), ("b", 0, 70, True)]
+
+
+def test_a_long_prompt_has_no_more_of_a_step_than_the_most():
+    large = limits(max_length=400, page_tokens=100, num_pages=20, token_buckets=(64, 128))
+    scheduler = Scheduler(large, Policy(most_chunk=50))
+    scheduler.add(request("a", 300))
+    scheduler.add(request("b", 60))
+    assert layout(scheduler.schedule()) == [("a", 0, 50, False), ("b", 0, 50, False)]
+
+
+def test_no_more_run_than_may():
+    scheduler = Scheduler(limits(), Policy(max_running=1))
+    scheduler.add(request("a", 2))
+    scheduler.add(request("b", 2))
+    chunks = scheduler.schedule()
+    assert layout(chunks) == [("a", 0, 2, True)]
+    advance(scheduler, chunks)
+    scheduler.finish(scheduler.running[0])
+    assert layout(scheduler.schedule()) == [("b", 0, 2, True)]
+
+
+def test_new_requests_leave_pages_above_the_watermark_to_those_that_run():
+    scheduler = Scheduler(limits(), Policy(pages_watermark=0.5))  # 6 of 12 pages
+    scheduler.add(request("a", 16, new=0))
+    scheduler.add(request("b", 8))
+    scheduler.add(request("c", 4))
+    advance(scheduler, scheduler.schedule())
+    assert [each.request.id for each in scheduler.running] == ["a"], "4 pages are in use, and b wants 2"
+    scheduler.finish(scheduler.running[0])
+    scheduler.schedule()
+    assert [each.request.id for each in scheduler.running] == ["b", "c"]
 
 
 def test_a_beginning_that_was_computed_before_is_not_computed_again():

@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from max import ConfigError
 from max.cache.binding import checkpoint_identity
 from max.compiler import Target, native
+from max.compiler.native_functions import Encoding
+from max.compiler.native_packing import BLOCKS
 from max.compiler.weights import Packing, Weight, WeightTable, packed_shape, packing_of, packs
 from max.runtime.arena import Arena
 from max.runtime.checkpoint import Checkpoint
@@ -91,12 +93,12 @@ def test_quantizing_refuses_widths_that_are_no_whole_blocks(packing: Packing, in
 
 
 @needs_kernels
-@pytest.mark.parametrize("packing", get_args(native.Encoding))
+@pytest.mark.parametrize("packing", get_args(Encoding))
 @pytest.mark.parametrize("gated", [False, True])
 def test_sizes_are_those_of_the_kernels(packing: Packing, gated: bool) -> None:
     library = native.library()
     assert library is not None and packing
-    for inputs in (256, 768) if packing in native.BLOCKS else (1, 2, 5, 64):
+    for inputs in (256, 768) if packing in BLOCKS else (1, 2, 5, 64):
         for outputs in (1, 15, 16, 17, 31, 32, 33, 100):
             columns = 2 * outputs if gated else outputs
             wanted = library.packed_bytes(packing, inputs, outputs, gated=gated)
@@ -147,10 +149,10 @@ def test_weights_that_other_code_laid_out_are_made_anew(tmp_path: Path, changed:
 
 
 def test_pages_are_no_wider_than_packed_weights_unless_asked_for():
-    formats = [choose_page_format(None, packing) for packing in ("", "float32", "bfloat16", "q8_0", "q4_k")]
+    formats = [choose_page_format(None, packing, "float32") for packing in ("", "float32", "bfloat16", "q8_0", "q4_k")]
     assert formats == ["float32", "float32", "bfloat16", "bfloat16", "bfloat16"]
-    assert choose_page_format("float32", "q8_0") == "float32"
-    assert choose_page_format("bfloat16", "") == "bfloat16"
+    assert choose_page_format("float32", "q8_0", "float32") == "float32"
+    assert choose_page_format("bfloat16", "", "float32") == "bfloat16"
 
 
 def test_a_format_of_pages_that_is_not_there_is_refused():

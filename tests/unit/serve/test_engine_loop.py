@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
+import msgspec
 import pytest
 
 from max import CapacityError, MaxError
 from max.compiler.limits import Limits
+from max.runtime.sampling import SamplingParams
 from max.runtime.scheduler import Scheduler
 from max.runtime.step_results import EngineLost, EngineStats, Failure, StepReport, Token
 from max.serve.engine_loop import EngineLoop
@@ -55,6 +59,7 @@ class Engine:
     """Gives what it was told to give."""
 
     def __init__(self) -> None:
+        self.is_idle = False
         self.request_ids: list[str] = []
         self.results: list[Any] = []
         self.error: Exception | None = None
@@ -95,12 +100,17 @@ def engine() -> Engine:
 @pytest.fixture
 def loop(line: Line, engine: Engine) -> EngineLoop:
     loop = EngineLoop(line)  # type: ignore[arg-type]
-    loop.open(engine)  # type: ignore[arg-type]
+    loop.open(engine, None)  # type: ignore[arg-type]
     return loop
 
 
 def submit(id: str, **changes: Any) -> Submit:
     return Submit(id, [1], Sampling(**changes))
+
+
+def test_the_wire_carries_every_sampling_parameter():
+    defaults = SamplingParams()
+    assert msgspec.structs.asdict(Sampling()) == {f.name: getattr(defaults, f.name) for f in fields(SamplingParams)}
 
 
 def test_whoever_comes_is_told_how_the_start_goes(line):
@@ -182,6 +192,21 @@ def test_the_requests_of_a_client_that_has_gone_are_aborted(line, engine, loop):
     line.gone = [A]
     loop.turn(0)
     assert [name.rpartition(":")[2] for name in engine.request_ids] == ["s"]
+
+
+def test_a_step_that_does_not_end_is_seen_from_outside(engine, loop):
+    seen: list[float] = []
+
+    def slow() -> list[Any]:
+        time.sleep(0.02)
+        seen.append(loop.stalled_s)
+        return []
+
+    engine.step = slow  # type: ignore[method-assign]
+    loop.turn(0)
+    engine.is_idle = True
+    loop.turn(0)
+    assert seen[0] >= 0.02 and seen[1] == 0 == loop.stalled_s
 
 
 def test_every_client_is_told_of_a_step_once(line, engine, loop):

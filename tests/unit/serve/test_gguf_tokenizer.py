@@ -164,7 +164,7 @@ def test_pieces_are_joined_by_score(sentence_piece: tuple[Tokenizer, list[str], 
     wanted = joined_by_score(text, tokens, scores)
     assert ours.encode(text, add_special_tokens=False) == wanted
     assert ours.encode(text, add_special_tokens=True) == [1, *wanted]
-    assert ours.decode(wanted) == text
+    assert ours.decode(wanted) == text.replace("▁", " "), "the mark of a space cannot be told from one"
 
 
 def test_pieces_have_roles(sentence_piece: tuple[Tokenizer, list[str], list[float]]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from max.cache.counters import Counters
 from max.serve.messages import Ready, StepStats
 from max.serve.metric_table import ROWS, document
 from max.serve.metrics import MULTIPROCESS_VARIABLE, Metrics
@@ -86,24 +88,39 @@ def test_messages_that_wait_for_their_clients() -> None:
 
 def test_counts_go_on_when_the_worker_begins_again() -> None:
     metrics = Metrics()
-    metrics.stepped(step(total_preempted=7))
-    metrics.stepped(step(total_preempted=3))
-    assert samples(metrics.exposition().decode())["maxserve_cache_preemption_count_total", ()] == 10
+    metrics.stepped(step(total_preempted=7, total_executables=4))
+    metrics.stepped(step(total_preempted=3, total_executables=6))
+    found = samples(metrics.exposition().decode())
+    assert found["maxserve_cache_preemption_count_total", ()] == 10
+    assert found["maxserve_executables_loaded_total", ()] == 6
 
 
 def test_the_start_is_counted_once_by_where_the_executables_came_from() -> None:
     metrics = Metrics("m")
-    ready = Ready(10, 10, 1, 1, 8, "float32", "cpu", "/a.mef", "cache", {"build": 0.5, "total": 2.0})
+    found_it = Counters(Counter(exact=1), bytes_read=5000, seconds=0.5).to_json()
+    missed_it = Counters(misses=Counter(absent=1), made=Counter(traced=1), bytes_written=7).to_json()
+    ready = Ready(10, 10, 1, 1, 8, "float32", "cpu", "/a.mef", "cache", {"build": 0.5, "total": 2.0}, found_it)
     metrics.became_ready(ready)
     metrics.became_ready(ready)
-    again = Ready(10, 10, 1, 1, 8, "float32", "cpu", "/a.mef", "compiled: no artifact", {"total": 9.0})
+    again = Ready(10, 10, 1, 1, 8, "float32", "cpu", "/a.mef", "compiled: no artifact", {"total": 9.0}, missed_it)
     metrics.became_ready(again)
     found = samples(metrics.exposition().decode())
     assert found["maxserve_model_load_time_milliseconds_sum", (("component", "total"),)] == 11_000
     assert found["maxserve_model_load_time_milliseconds_count", (("component", "build"),)] == 1
     assert found["maxserve_pipeline_load_total", (("model", "m"),)] == 2
-    assert found["maxserve_executable_cache_hits_total", ()] == 1
-    assert found["maxserve_executable_cache_misses_total", ()] == 1
+    cache = {name.removeprefix("maxserve_executable_cache_"): value for (name, _), value in found.items()}
+    assert found["maxserve_executable_cache_hits_total", (("kind", "exact"),)] == 1
+    assert found["maxserve_executable_cache_misses_total", (("reason", "absent"),)] == 1
+    assert found["maxserve_executable_cache_made_total", (("source", "traced"),)] == 1
+    assert (cache["bytes_read_total"], cache["bytes_written_total"], cache["seconds_total"]) == (5000, 7, 0.5)
+
+
+def test_every_figure_of_the_cache_has_its_row() -> None:
+    counted = Counters(Counter(exact=1), Counter(absent=1), Counter(traced=1))
+    rows = {row.exposed: row for row in ROWS}
+    for sample in counted.samples():
+        row = rows[f"maxserve_{sample.name}"]
+        assert (row.labels, row.meaning) == (tuple(sample.labels), sample.help)
 
 
 async def test_requests(client: httpx2.AsyncClient) -> None:
@@ -125,7 +142,7 @@ async def test_requests(client: httpx2.AsyncClient) -> None:
     assert found["maxserve_num_requests_awaiting_admission", ()] == 0
     assert found["maxserve_requests_awaiting_admission_count", ()] == 1
     assert found["maxserve_input_processing_time_milliseconds_count", ()] == 1
-    assert "made" not in answer.text
+    assert "made/up" not in answer.text
 
 
 def test_several_processes_are_summed(tmp_path: Path) -> None:

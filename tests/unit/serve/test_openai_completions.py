@@ -126,7 +126,6 @@ async def test_characters_are_never_split_in_a_stream(loose: AsyncOpenAI) -> Non
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"best_of": 1, "n": 2}, "best_of"),
-        ({"logprobs": 1, "echo": True}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 0, "echo": True, "stream": True}, "max_tokens"),
@@ -156,7 +155,7 @@ async def test_logprobs_with_echo_where_the_operator_allows_to_leave_them_out(
     serving: Callable[..., httpx2.AsyncClient], engine: EchoEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = {"model": MODEL, "prompt": "a", "logprobs": 1, "echo": True, "max_tokens": 1}
-    async with serving(engine, allow_unsupported_logprobs=True) as client:
+    async with serving(engine, allow_unsupported_logprobs=True, enable_variable_logits=False) as client:
         answer = await client.post("/v1/completions", json=body)
     assert answer.status_code == 200 and answer.json()["choices"][0]["logprobs"] is None
     assert "without logprobs" in caplog.text
@@ -184,3 +183,45 @@ async def test_tokenize_and_back(client: httpx2.AsyncClient, text: TextSide) -> 
     answer = await client.post("/detokenize", json={"tokens": [8192]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tokens")
     assert (await client.post("/tokenize", json={"prompt": "a", "model": "other"})).status_code == 404
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
+@pytest.mark.parametrize("as_text", [True, False])
+async def test_an_echoed_prompt_has_logprobs_too(
+    client: httpx2.AsyncClient, text: TextSide, as_text: bool, max_tokens: int
+) -> None:
+    """As an evaluation reads them: one of each prompt's token but the first, then those of the answer."""
+    prompt = "naïve robots of the 日本 sea"
+    ids = ids_of(text, prompt)
+    body = {"prompt": prompt if as_text else ids, "max_tokens": max_tokens, "echo": True, "logprobs": 2}
+    body |= {"temperature": 0, "ignore_eos": True}
+    answer = (await client.post("/v1/completions", json=body)).json()
+    (choice,) = answer["choices"]
+    told = choice["logprobs"]
+    assert {len(told[name]) for name in told} == {len(ids) + max_tokens}
+    assert told["token_logprobs"][0] is None is told["top_logprobs"][0]
+    assert told["token_logprobs"][1:] == [-0.5] * (len(ids) + max_tokens - 1)
+    assert all(len(top) == 2 and max(top.values()) == -0.5 for top in told["top_logprobs"][1:])
+    assert told["text_offset"] == sorted(told["text_offset"]) and choice["text"].startswith(
+        prompt if as_text else text.tokenizer.decode(ids, skip_special_tokens=False)
+    )
+    special = {text.tokenizer.token_bytes(token).decode() for token in text.tokenizer.special_ids}
+    for name, offset in zip(told["tokens"], told["text_offset"], strict=True):
+        assert name.startswith("bytes:") or name in special or choice["text"][offset:].startswith(name)
+    assert choice["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == max_tokens
+
+
+async def test_streamed_logprobs_of_an_echoed_prompt_come_with_its_text(loose: AsyncOpenAI, text: TextSide) -> None:
+    options: Any = {"model": MODEL, "prompt": ["a robot", "the sea"], "echo": True, "logprobs": 1, "max_tokens": 4}
+    options |= {"temperature": 0, "extra_body": {"ignore_eos": True}}
+    whole = await loose.completions.create(**options)
+    parts: list[list[Any]] = [[], []]
+    async for chunk in await loose.completions.create(**options, stream=True):
+        for choice in chunk.choices:
+            parts[choice.index].append(choice)
+    for choice in whole.choices:
+        told = choice.logprobs
+        mine = [part.logprobs for part in parts[choice.index] if part.logprobs]
+        assert told is not None and "".join(part.text for part in parts[choice.index]) == choice.text
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            assert [one for each in mine for one in getattr(each, name)] == getattr(told, name)

@@ -1,0 +1,64 @@
+"""What an artifact is asked for by: the factors of its key, and the sizes of its graphs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import ConfigError
+from ..cache.key import Key
+from ..compiler import Target
+from ..compiler.limits import Limits, choose_limits, default_length
+from ..compiler.weights import Element, Packing, WeightTable
+from .config import BatchConfig, ModelConfig
+from .weight_preparation import choose_page_format
+
+if TYPE_CHECKING:
+    from ..models.table import Config
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an artifact is asked for by: its key, and what it is made from."""
+
+    key: Key
+    architecture: str
+    config: Config
+    limits: Limits
+    weights: WeightTable
+
+
+def limits_of(
+    config: Config, model: ModelConfig, batch: BatchConfig, target: Target, packing: Packing, element: Element
+) -> Limits:
+    """The sizes that the settings ask for; raises ConfigError for a context longer than the model was made for."""
+    page_tokens = batch.kv_cache_page_size
+    page_format = choose_page_format(batch.kv_cache_format, packing, element)
+    page_bytes = sum(group.page_bytes for group in config.cache_groups(page_tokens, page_format))
+    wanted = model.max_length or default_length(config.max_position, page_tokens, page_bytes)
+    if model.max_length is None and wanted < config.max_position:
+        logger.warning(
+            "the context is limited to %d tokens, which take 1 GB of pages; --max-length %d asks for all that "
+            "the model was made for",
+            wanted,
+            config.max_position,
+        )
+    if wanted > config.max_position:
+        raise ConfigError(
+            f"--max-length {wanted} is more than the {config.max_position} tokens that the model was made for",
+            f"Give at most {config.max_position}.",
+        )
+    return choose_limits(
+        max_length=wanted,
+        max_batch=batch.max_batch_size,
+        page_tokens=page_tokens,
+        max_step_tokens=batch.max_batch_input_tokens,
+        page_bytes=page_bytes,
+        total_tokens=batch.max_batch_total_tokens,
+        page_format=page_format,
+        smallest_step=target.smallest_step,
+        lone_rows=target.platform == "cpu",
+    )
