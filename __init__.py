@@ -4,6 +4,7 @@ The folders are floors; a file imports from floors below only (docs/structure.md
 
     MaxError(message, hint)
     ├ ConfigError              user      an unknown or refused setting
+    │ └ MissingArtifactError             nothing may be compiled, and what is wanted is not there
     ├ ModelError               user      a checkpoint or an architecture that cannot be used
     │ ├ UnsupportedArchitecture
     │ └ WeightError                      every missing, unexpected and misshapen tensor at once
@@ -35,6 +36,10 @@ class ConfigError(MaxError):
     """A setting that is unknown, refused, or out of its range."""
 
     kind = "user"
+
+
+class MissingArtifactError(ConfigError):
+    """Artifacts are to come from named folders, and none of them was compiled for what is wanted."""
 
 
 class ModelError(MaxError):

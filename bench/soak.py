@@ -66,8 +66,8 @@ def soak(arguments: Sequence[str], seconds: float, concurrency: int, samples: in
         ends = time.monotonic() + seconds
         with ThreadPoolExecutor(concurrency) as pool:
             work = [pool.submit(_client, port, ends, seed, result) for seed in range(concurrency)]
-            for _ in range(samples):
-                time.sleep(seconds / samples)
+            while (left := ends - time.monotonic()) > 0:
+                time.sleep(min(left, seconds / samples))
                 for name, resident in _memory_of(server.pid).items():
                     result.memory_mb.setdefault(name, []).append(resident)
             for each in work:

@@ -32,20 +32,24 @@ on {host}:
 |---|---|---|---|---|---|---|
 """
 _TAIL = """
-Seconds are of the whole command, from its start to its exit.
+Seconds are of the whole command, from its start to its exit. The rows of NVIDIA's GPUs, gfx1100 and gfx1201 were taken
+beside other work on the machine, which makes them longer, up to several times; the others alone. Steps for NVIDIA's
+GPUs are one executable each, with kernels of our own; those for other devices are graphs of plain XLA, and most rows of
+these were taken before devices took the built-in model's weights as bfloat16, which is what its checkpoint holds.
 
 ## What is installed for it
 
 `max list --targets` says what each target needs and whether this host can compile and run it. The extras hold the least
 that compiles: `cuda` a plugin, NVIDIA's assembler and its library of device functions; `rocm` a plugin, for which
 stand-ins of the ROCm libraries are written where ROCm is not installed; `tpu` libtpu. CPU levels need nothing.
-`make test-targets` installs all of them apart from `.venv` and compiles for every target.
+`make test-targets` installs all of them apart from `.venv`, 3 GB, and compiles for every target.
 `cuda-run` is for machines with a GPU. Compiling needs no driver, no cuDNN and no cuBLAS.
 
 ## How it is done
 
 - A target is a platform, an architecture and, for TPUs, a topology. Its figures stand in `compiler/targets/specs/`,
-  each with its source, and are factors of the key.
+  each with its source, and are factors of the key; `max list --targets --json` names those that no document says of
+  the very product.
 - The graphs are lowered for the platform here; XLA's plugin compiles them in a process of its own. A crash there is an
   error of two lines, and an interrupt leaves no half entry.
 - An artifact's `compat` section says what its code needs: platform and architecture, instruction sets, the versions of
@@ -55,10 +59,12 @@ stand-ins of the ROCm libraries are written where ROCm is not installed; `tpu` l
   theirs at run time, so that such an artifact is nearly as fast as a native one.
 - `--portable` keeps StableHLO without code, marked `lowered`. It needs no compiler for the target; the first start on
   such a device compiles it and keeps the result.
-- `--autotune-results FILE` brings measurements along by which XLA chooses kernels. On a machine with the GPU,
-  `XLA_FLAGS=--xla_gpu_dump_autotune_results_to=FILE max warm-cache --devices gpu` writes them. The artifact says
-  `tuned: yes`.
-- Without measurements XLA would give every product the smallest tiles; its cost model chooses instead.
+- `--autotune-results FILE` brings measurements along by which XLA chooses kernels, and the artifact says `tuned: yes`.
+  A machine with such a GPU makes them: `max warm-cache --devices gpu --record-autotune-results FILE`. Compiling
+  alone measures nothing, there as little as elsewhere. No GPU has recorded any yet.
+- Without measurements XLA would give every product for NVIDIA's GPUs the smallest tiles; those of steps are set here,
+  and its cost model chooses the rest. For AMD's it would take small ones too, or on RDNA such as the registers cannot
+  hold; others are set.
 """
 
 

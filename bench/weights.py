@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..compiler import native
+from ..compiler.native_functions import Encoding
 from ..models.llama_config import Config
 from ..runtime.arena import Arena
 from ..runtime.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ _ROW = "{:<28} {:>7} {:>10} {:>10} {:>12} {:>12} {:>10}"
 _HEAD = ("encoding", "MB", "prepare s", "peak MB", "load GB/s", "spread", "read GB/s")
 
 
-def measure(folder: Path, encoding: native.Encoding, rounds: int, *, huge_pages: bool = True) -> str:
+def measure(folder: Path, encoding: Encoding, rounds: int, *, huge_pages: bool = True) -> str:
     """One line of the table, measured in this process."""
     if not huge_pages:
         ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
@@ -78,11 +79,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m max.bench.weights", description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="349m", help="number of parameters (default: 349m)")
     parser.add_argument("--rounds", type=int, default=5, help="times that a file is read back (default: 5)")
-    parser.add_argument("--encoding", choices=get_args(native.Encoding), action="append", help="only this one")
+    parser.add_argument("--encoding", choices=get_args(Encoding), action="append", help="only this one")
     parser.add_argument("--checkpoint", type=Path, help="a float32 Llama to use instead of random weights")
     parser.add_argument("--in-this-process", choices=("huge", "small"), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    encodings = given.encoding or get_args(native.Encoding)
+    encodings = given.encoding or get_args(Encoding)
     if given.in_this_process:
         huge_pages = given.in_this_process == "huge"
         print(measure(given.checkpoint, encodings[0], given.rounds, huge_pages=huge_pages))

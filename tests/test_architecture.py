@@ -28,7 +28,7 @@ FLOORS = {"cache": 0, "compiler": 1, "models": 2, "runtime": 3, "serve": 4, "ben
 PEERS = ROOT / "bench" / "peers"
 ROOT_SOURCES = [path for path in ROOT.glob("*.py") if path.name != "setup.py"]  # which only builds the package
 SOURCES = sorted([*ROOT_SOURCES, *(path for folder in FLOORS for path in (ROOT / folder).rglob("*.py"))])
-PRIVATE = re.compile(r"\bjax\._src\b|\bjaxlib\._jax\b|\bxla_client\b|\bfrom jaxlib import (?!mlir\b)")
+PRIVATE = re.compile(r"\bjax\._src\b|\bjaxlib\._jax\b|\bxla_client\b|\._xla\b|\bfrom jaxlib import (?!mlir\b)")
 HEAVY = {"jax", "jaxlib", "flax", "transformers", "orbax", "torch"}
 
 
@@ -129,9 +129,9 @@ def test_the_cache_imports_no_array_library() -> None:
     assert not [str(f) for f in EXTERNAL if own_folder(f) == "cache" and f.module.partition(".")[0] in banned]
 
 
-def test_private_names_of_jax_stand_in_one_file() -> None:
-    users = {path.relative_to(ROOT).as_posix() for path in SOURCES if PRIVATE.search(path.read_text())}
-    assert users == {"compiler/xla.py", "compiler/xla_targets.py"}
+def test_private_names_of_jax_stand_in_the_adapter() -> None:
+    users = {path for path in SOURCES if PRIVATE.search(path.read_text())}
+    assert users == set((ROOT / "compiler").glob("xla*.py"))
 
 
 def test_every_third_party_import_is_a_declared_dependency() -> None:
@@ -174,6 +174,13 @@ def sections() -> list[type[Section]]:
                 module = ".".join(["max", *path.relative_to(ROOT).with_suffix("").parts])
                 found.append(getattr(importlib.import_module(module), node.name))
     return found
+
+
+def test_every_decision_has_a_number_of_its_own() -> None:
+    pages = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    numbers = [int(page.name[:4]) for page in pages]
+    assert len(set(numbers)) == len(numbers)
+    assert numbers == [int(re.match(r"# (\d+)\. ", page.read_text())[1]) for page in pages]  # type: ignore[index]
 
 
 def test_every_setting_says_whether_it_changes_compiled_code() -> None:

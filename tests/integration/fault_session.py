@@ -13,8 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from max import CacheError
 from max.cache import mef
 from max.cache.binding import Binding, checkpoint_identity
@@ -52,9 +50,7 @@ def prepare(path: Path) -> str:
         file.truncate(4096 * 2)
         import xxhash
 
-        return write_contents(
-            file.fileno(), place([("w", (4,), np.dtype("float32"))]), [xxhash.xxh3_64_intdigest(bytes(4096))]
-        )
+        return write_contents(file.fileno(), place([("w", (4,), "float32")]), [xxhash.xxh3_64_intdigest(bytes(4096))])
 
 
 def fill(store: Store, key, text: str) -> None:

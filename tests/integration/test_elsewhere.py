@@ -8,19 +8,20 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from max.cache import mef
+from max.cache import mef, signing
 from max.cache.catalog import entries
 from max.cache.config import CacheConfig
-from max.cache.exported import read_manifest
+from max.cache.exported import export_to, read_manifest
 from max.cache.key import Key, make_key
 from max.cache.mef import Mef, MefWriter
 from max.cache.store import Store
 from max.compiler.counters import COUNTERS
-from max.runtime import preparation, trial
+from max.runtime import compilation, trial
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def nothing_compiles(monkeypatch) -> None:
     def compiles(*_: object) -> bytes:
         raise AssertionError("it was compiled")
 
-    monkeypatch.setattr(preparation.Preparation, "_compile", compiles)
+    monkeypatch.setattr(compilation.Compilation, "_traced", compiles)
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +86,56 @@ def test_precompiled_artifacts_of_other_settings_are_refused_by_name(generate_in
     assert "differs in limits.max_length: 32 wanted, 64 stored" in err
     _, err = generate_in(tmp_path, "--precompiled-mefs", str(tmp_path / "nowhere"), code=2)
     assert "holds no artifacts" in err
+
+
+@pytest.fixture
+def signing_key(tmp_path: Path) -> tuple[str, str]:
+    """A private key, and a file in which its public one is trusted."""
+    trusted = tmp_path / "trusted"
+    trusted.write_text(signing.new_key(tmp_path / "key"))
+    trusted.chmod(0o600)
+    return str(tmp_path / "key"), str(trusted)
+
+
+def test_what_a_start_makes_and_exports_is_signed(
+    generate_in, call, model: Path, small, tmp_path: Path, text: str, signing_key, trials
+) -> None:
+    key, trusted = signing_key
+    mefs, maker = tmp_path / "mefs", tmp_path / "maker"
+    place = ("--model", str(model), "--cache-dir", str(maker), *small)
+    assert call("warm-cache", *place, "--sign-with", key, "--export-mefs", str(mefs)).code == 0
+    consumer = ("--require-signed", "--trusted-keys", trusted)
+    with_mefs = ("--precompiled-mefs", str(mefs))
+    found, _ = generate_in(tmp_path / "mine", *with_mefs, *consumer)
+    assert (found["text"], found["source"]) == (text, "precompiled")
+    found, err = generate_in(maker, *consumer)
+    assert (found["text"], found["source"]) == (text, "bound"), err
+    manifest = mefs / "manifest.json"
+    rows = json.loads(manifest.read_text())
+    rows["artifacts"][0]["signatures"] = None
+    manifest.write_text(json.dumps(rows))
+    _, err = generate_in(tmp_path / "mine", *with_mefs, *consumer, code=2)
+    assert "bears no signature" in err
+
+
+def test_what_is_sent_is_signed_on_its_way(call, filled_cache: Path, tmp_path: Path, signing_key) -> None:
+    key, trusted = signing_key
+    here, remote = ("--cache-dir", str(filled_cache)), f"file://{tmp_path}/remote"
+    (tmp_path / "remote").mkdir()
+    strict = ("--require-signed", "--trusted-keys", trusted)
+    bundle = str(tmp_path / "plain.bundle")
+    assert call("cache", "export", bundle, *here).code == 0
+    assert call("cache", "import", bundle, "--cache-dir", str(tmp_path / "a"), *strict).code == 2
+    bundle = str(tmp_path / "signed.bundle")
+    assert call("cache", "export", bundle, *here, "--sign-with", key).code == 0
+    assert "imported" in call("cache", "import", bundle, "--cache-dir", str(tmp_path / "b"), *strict).out
+    assert call("cache", "push", *here, "--cache-remote", remote).out.startswith("pushed")
+    pull = ("cache", "pull", "--cache-remote", remote, "--cache-dir", str(tmp_path / "c"), *strict)
+    assert "without a signature" in call(*pull).err
+    assert call("cache", "push", *here, "--cache-remote", remote, "--sign-with", key).out.startswith("pushed")
+    assert "pulled" in call(*pull).out
+    assert "signed" in call("cache", "ls", "--cache-dir", str(tmp_path / "c")).out
+    assert "signed" not in call("cache", "ls", *here).out, "what is only read is not changed"
 
 
 def rewritten(source: Path, target: Path, change: Callable[[str, bytes], bytes]) -> None:
@@ -124,6 +175,57 @@ def test_an_artifact_that_fails_its_trial_is_set_aside(
     assert "failed its trial on this machine" in caplog.text and trouble in caplog.text
     assert len(list((cache / "quarantine").iterdir())) == 2
     assert generate_in(cache)[0]["source"] == "bound"
+
+
+def for_a_gpu(kind: str, data: bytes) -> bytes:
+    """The stamp of code for a GPU, around code for a CPU that would load."""
+    if kind != mef.COMPAT:
+        return data
+    return json.dumps(json.loads(data) | {"target": "cuda:sm_90", "platform": "cuda", "code": "sm_90a"}).encode()
+
+
+def of_another_jaxlib(kind: str, data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"jaxlib": "0.0.1"}).encode() if kind == mef.COMPAT else data
+
+
+def for_more_than_a_cpu_has(kind: str, data: bytes) -> bytes:
+    if kind != mef.COMPAT:
+        return data
+    return json.dumps(json.loads(data) | {"target": "cpu:future", "requires": ["avx2048"]}).encode()
+
+
+WRONG_SIDES = [
+    (for_a_gpu, "compiled for cuda:sm_90 and cannot run on cpu:native: another platform"),
+    (for_more_than_a_cpu_has, "compiled for cpu:future and cannot run on cpu:native: it needs avx2048"),
+    (of_another_jaxlib, f"compiled by jaxlib 0.0.1, and here is {version('jaxlib')}"),
+]
+
+
+@pytest.mark.parametrize(("change", "trouble"), WRONG_SIDES, ids=lambda each: getattr(each, "__name__", ""))
+def test_code_that_is_not_for_this_host_is_told_and_made_anew(
+    generate_in, filled_cache: Path, tmp_path: Path, text: str, caplog, trials, change, trouble: str
+) -> None:
+    cache = tmp_path / "cache"
+    (entry,) = entries(Store.open(CacheConfig(cache_dir=filled_cache)))
+    store = Store.open(CacheConfig(cache_dir=cache))
+    source = filled_cache / "blobs" / entry.record.mef[:2] / entry.record.mef
+    store.publish(Key(entry.record.key, entry.record.factors), lambda path: rewritten(source, path, change))
+    found, _ = generate_in(cache)
+    assert (found["text"], found["source"], trials) == (text, "compiled", [])
+    assert trouble in caplog.text
+    assert generate_in(cache)[0]["source"] == "bound"
+
+
+@pytest.mark.parametrize(("change", "trouble"), WRONG_SIDES, ids=lambda each: getattr(each, "__name__", ""))
+def test_a_precompiled_artifact_that_is_not_for_this_host_is_two_lines(
+    call, model: Path, small, exported: Path, tmp_path: Path, change, trouble: str
+) -> None:
+    (row,) = read_manifest(exported).artifacts
+    rewritten(exported / row.file, tmp_path / "other.mef", change)
+    export_to(tmp_path / "mefs", Key(row.key, row.factors), Mef.open(tmp_path / "other.mef"), None)
+    place = ("--model", str(model), "--cache-dir", str(tmp_path / "cache"), *small, "--prompt", "hello")
+    done = call("generate", *place, "--precompiled-mefs", str(tmp_path / "mefs"))
+    assert done.code == 2 and trouble in done.errors[-2] and done.errors[-1].startswith("hint: ")
 
 
 def test_what_this_machine_has_compiled_is_not_tried(generate_in, filled_cache: Path, trials) -> None:

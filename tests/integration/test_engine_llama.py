@@ -21,7 +21,9 @@ from max.cache import mef
 from max.compiler import Target
 from max.compiler.artifact import Options, compile_module
 from max.compiler.limits import Limits
-from max.compiler.weights import Packing
+from max.compiler.native import library
+from max.compiler.weights import Element, Packing
+from max.models import kernels, text_graphs
 from max.models.build import build_text_pipeline
 from max.models.llama_config import Config
 from max.runtime.arena import Arena
@@ -33,7 +35,7 @@ from max.runtime.request import Generation, Request
 from max.runtime.sampling import SamplingParams
 from max.runtime.scheduler import Chunk
 from max.runtime.session import CompiledModels, InferenceSession
-from max.runtime.step_inputs import make_inputs
+from max.runtime.step_inputs import StepWriter
 from max.runtime.step_results import Token
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -45,6 +47,8 @@ GREEDY = SamplingParams(temperature=0)
 WHOLE = Limits(max_length=176, max_batch=64, page_tokens=16, num_pages=60, token_buckets=(1, 64))
 # Prompts take three chunks; four rows of full length would need 44 pages.
 CHUNKED = Limits(max_length=176, max_batch=4, page_tokens=16, num_pages=24, token_buckets=(1, 4, 16))
+# Long steps, which compute few rows behind the last attention.
+LONG = Limits(max_length=176, max_batch=4, page_tokens=16, num_pages=60, token_buckets=(1, 4, 128))
 # What has its rotation change with the length cannot be cut into chunks that give the same.
 PLAIN = [name for name in CONFIGS if not name.startswith("dynamic")]
 
@@ -81,11 +85,11 @@ class Pipeline:
 
     def feed(self, row: Generation, count: int) -> np.ndarray:
         """Computes the row's next `count` tokens; the logits of the last of them, as many as the graph gives."""
-        inputs = make_inputs([Chunk.of(row, count)], self.limits)
-        rows = len(inputs.arrays[-1])
-        inputs.arrays[-1][:] = np.clip(np.arange(count - rows, count), 0, None)
+        inputs = StepWriter(self.limits).write([Chunk.of(row, count)])
+        (rows,) = inputs.arrays[-1].shape
+        last = np.clip(np.arange(count - rows, count, dtype=np.int32), 0, None)
         row.computed += count
-        return self.models[inputs.graph](*inputs.arrays)[0].to_numpy()[-count:]
+        return self.models[inputs.graph](*inputs.arrays[:-1], last)[0].to_numpy()[-count:]
 
     def row(self, tokens: list[int]) -> Generation:
         """A row in pages that are not in order, alone."""
@@ -97,7 +101,8 @@ class Pipeline:
         assert np.abs(logits - wanted).max() <= TOLERANCE * self.logits.std()
 
 
-def make_pipeline(name: str, folder: Path, limits: Limits, packing: Packing) -> Pipeline:
+def make_pipeline(name: str, folder: Path, limits: Limits, packing: Packing, element: Element = "float32") -> Pipeline:
+    """packing: the encoding for the CPU kernels; empty for plain XLA, whose weights are of `element`."""
     spec = importlib.util.spec_from_file_location("seeded", PARITY / "seeded.py")
     assert spec and spec.loader
     seeded = importlib.util.module_from_spec(spec)
@@ -105,7 +110,7 @@ def make_pipeline(name: str, folder: Path, limits: Limits, packing: Packing) -> 
     seeded.seeded_checkpoint(CONFIGS[name], folder)
     checkpoint = Checkpoint.open(folder)
     config = Config.from_hf(checkpoint.config)
-    table = config.weights(packing)
+    table = config.weights(packing).made_of(element)
     buffer = io.BytesIO()
     module = build_text_pipeline(checkpoint.architecture, config, limits, table)
     compile_module(module, Target.parse("cpu"), mef.MefWriter(buffer), Options(weights=table.to_json()))
@@ -185,6 +190,29 @@ def test_a_batch_gives_every_request_the_tokens_that_it_gets_alone(make, name, l
         assert pipeline.answers([request]) == {request.id: wanted[request.id]}
 
 
+@pytest.mark.parametrize("packing", ["float32", "q8_0"])
+@pytest.mark.skipif(library() is None, reason="the package was installed without a C++ compiler")
+def test_long_steps_give_the_bits_of_short_ones(tmp_path: Path, packing: Packing) -> None:
+    """On the kernels no row depends on the others: whether the last block computes all of a step's, or one."""
+    found = []
+    for limits in (LONG, CHUNKED):
+        pipeline = make_pipeline("gqa2_llama3_tied", tmp_path, limits, packing)
+        row = pipeline.row(list(pipeline.prompt))
+        steps = [40] if limits is LONG else [16, 16, 8]
+        prompt = [pipeline.feed(row, count) for count in steps][-1]
+        row.tokens.append(pipeline.greedy[0])
+        found.append((prompt, pipeline.feed(row, 1)))  # the next token reads what the prompt left in the pages
+    for long, short in zip(*found, strict=True):
+        np.testing.assert_array_equal(long, short)
+
+
+def test_long_steps_give_the_tokens_of_the_reference(make):
+    pipeline = make("gqa2_llama3_tied", LONG)
+    pipeline.assert_near(pipeline.feed(pipeline.row(list(pipeline.prompt)), 40), pipeline.logits[-1:])
+    requests, wanted = parts(pipeline, (0, 3, 30, 31, 64, 90), 36)
+    assert pipeline.answers(requests) == wanted
+
+
 def test_requests_that_gave_way_go_on_as_if_they_had_not(make):
     pipeline = make("gqa2_llama3_tied", CHUNKED)
     requests, wanted = parts(pipeline, (0, 1, 2, 3), 100)
@@ -214,6 +242,23 @@ def test_draws_depend_on_seed_and_position_alone(make):
     assert len(set(batch["penalized"])) > len(set(batch["greedy"]))
 
 
+@pytest.mark.skipif(library() is None, reason="the package was installed without a C++ compiler")
+def test_heads_that_the_kernel_does_not_take_are_left_to_xla(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The limit is lowered, as a model beyond the real one is large."""
+    monkeypatch.setattr(kernels, "MAX_HEAD_DIM", 8)
+    monkeypatch.setattr(text_graphs, "attention", None)  # nothing calls it
+    pipeline = make_pipeline("gqa2_llama3_tied", tmp_path, WHOLE, "float32")
+    assert [record.getMessage() for record in caplog.records if "attention" in record.getMessage()] == [
+        f"attention is computed by plain XLA: heads have {pipeline.config.head_dim} dimensions, "
+        "and the kernel takes at most 8"
+    ]
+    pipeline.assert_near(pipeline.feed(pipeline.row(list(pipeline.prompt)), 40), pipeline.logits)
+    requests, wanted = parts(pipeline, (0, 3, 30), 20)
+    assert pipeline.answers(requests) == wanted
+
+
 DRAWS: list[dict[str, Any]] = [
     {"top_k": 50},
     {"temperature": 1.5, "top_p": 0.9},
@@ -222,12 +267,34 @@ DRAWS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("packing", "share"), [("bfloat16", 0.1), ("q8_0", 0.25)])
-def test_smaller_encodings_stay_near_the_reference(tmp_path: Path, packing: Packing, share: float) -> None:
-    """The share of the logits' std is what rounding weights and activations moves them by, not a fault of order."""
+@pytest.mark.parametrize("name", ["mha_default", "gqa2_llama3_tied"])
+def test_weights_of_bfloat16_without_kernels_stay_near_the_reference(tmp_path: Path, name: str) -> None:
+    """As devices compute; XLA sums in another order for other buckets, which here moves logits as rounding does."""
+    pipeline = make_pipeline(name, tmp_path, replace(WHOLE, page_format="bfloat16"), "", "bfloat16")
+    row = pipeline.row(list(pipeline.prompt))
+    logits = pipeline.feed(row, 40)
+    assert 1e-3 < np.abs(logits - pipeline.logits).max() / pipeline.logits.std() <= 0.15
+    for wanted in pipeline.greedy[:-1]:
+        row.tokens.append(wanted)
+        logits = pipeline.feed(row, 1)
+    assert np.abs(logits[-1] - pipeline.last_logits).max() <= 0.15 * pipeline.logits.std()
+    request = Request("a", pipeline.prompt, GREEDY, max_new_tokens=8)
+    assert len(pipeline.answers([request])["a"]) == 8
+
+
+@pytest.mark.parametrize(("packing", "most", "typical"), [("bfloat16", 0.12, 0.02), ("q8_0", 0.35, 0.05)])
+def test_smaller_encodings_stay_near_the_reference(
+    tmp_path: Path, packing: Packing, most: float, typical: float
+) -> None:
+    """The shares of the logits' std are what rounding weights and activations moves them by, not a fault of order.
+
+    Of q8_0, the values of the weights alone move the logits by 0.23 at most and 0.032 on the root mean square, and
+    rounding activations, which tests/integration/test_gguf_model.py looks at alone, by 0.16 and 0.029.
+    """
     pipeline = make_pipeline("mha_default", tmp_path, replace(WHOLE, page_format="bfloat16"), packing)
     logits = pipeline.feed(pipeline.row(list(pipeline.prompt)), 40)
-    assert np.abs(logits - pipeline.logits).max() <= share * pipeline.logits.std()
+    shares = (logits - pipeline.logits) / pipeline.logits.std()
+    assert np.abs(shares).max() <= most and np.sqrt(np.mean(shares**2)) <= typical
     assert {pages.dtype for pages in pipeline.models["step_t1_r1"].state_metadata} == {"bfloat16"}
     requests, _ = parts(pipeline, (0, 3, 30), 24)
     for i, settings in enumerate(DRAWS):

@@ -33,7 +33,7 @@ from max.runtime.prepared import layout_of, prepare_into
 from max.runtime.request import Generation, Request
 from max.runtime.scheduler import Chunk
 from max.runtime.session import CompiledModels, InferenceSession
-from max.runtime.step_inputs import make_inputs
+from max.runtime.step_inputs import StepWriter
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels were not built: no C++ compiler")
 
@@ -56,7 +56,7 @@ def logits_of(checkpoint: Checkpoint, packing: Packing) -> np.ndarray:
     table = config.weights(packing, checkpoint.encodings)
     if (config, table) not in compiled:
         buffer = io.BytesIO()
-        decoder = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), own_head=table.is_packed))
+        decoder = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
         module = Module("step alone")
         StepBuilder(decoder, config, LIMITS, table).add(module, len(PROMPT), len(PROMPT))
         compile_module(module, Target.parse("cpu"), mef.MefWriter(buffer), Options(weights=table.to_json()))
@@ -64,11 +64,9 @@ def logits_of(checkpoint: Checkpoint, packing: Packing) -> np.ndarray:
     views = prepare_into(table, checkpoint, Arena(layout_of(table)), threads=2)
     models = InferenceSession().init_all(compiled[config, table], views)
     row = Generation(Request("row", PROMPT), list(PROMPT), row=1, pages=[5, 2])
-    inputs = make_inputs([Chunk(row, 0, len(PROMPT), samples=True)], LIMITS)
-    rows = len(inputs.arrays[-1])
-    assert rows == len(PROMPT)
-    inputs.arrays[-1][:] = np.arange(rows)
-    return models[inputs.graph](*inputs.arrays)[0].to_numpy()
+    inputs = StepWriter(LIMITS).write([Chunk(row, 0, len(PROMPT), samples=True)])
+    assert inputs.arrays[-1].shape == (len(PROMPT),)
+    return models[inputs.graph](*inputs.arrays[:-1], np.arange(len(PROMPT), dtype=np.int32))[0].to_numpy()
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +177,11 @@ def test_every_matrix_of_a_mixed_file_keeps_its_type(
     table = Config.from_hf(checkpoint.config).weights("q4_k", checkpoint.encodings)
     kinds = {weight.name: weight.packed for weight in table.weights}
     if kind_of is q4_k_m:
+        assert kinds["embed"] == "q4_k"
         assert (kinds["blocks.0.qkv.0"], kinds["blocks.0.qkv.1"], kinds["blocks.1.qkv"]) == ("q4_k", "q6_k", "q4_k")
         assert (kinds["blocks.0.down"], kinds["blocks.1.down"], kinds["head"]) == ("q6_k", "q4_k", "q6_k")
     else:
+        assert kinds["embed"] == "q6_k"
         assert [kinds[f"blocks.0.qkv.{at}"] for at in range(3)] == ["q8_0", "float32", "bfloat16"]
         assert (kinds["blocks.1.gate_up.0"], kinds["blocks.1.gate_up.1"]) == ("q4_0", "q4_k")
     assert share(logits_of(checkpoint, "q4_k"), wanted) <= 0.04

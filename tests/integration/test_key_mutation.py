@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from max.cache import signing
 from max.cache.key import make_key
 from max.cli.model_command import pipeline_of
 from max.cli.resolution import resolve
 from max.cli.sections import PIPELINE_SECTIONS
-from max.compiler import xla
+from max.compiler import xla_lowering
+from max.compiler.targets.target import Target
 from max.models.build import build_text_pipeline
 from max.runtime.checkpoint import Checkpoint
-from max.runtime.preparation import Preparation, Wanted
+from max.runtime.preparation import Preparation
+from max.runtime.wanted import Wanted
 from max.serve.pipeline import preparation_of
 
 BASE: dict[str, Any] = {
@@ -37,7 +40,6 @@ FLIPPED: dict[str, tuple[Any, ...]] = {
     "max_length": (32, 65),
     "devices": ("cpu:native",),
     "use_subgraphs": (False,),
-    "autotune_results": ("COPY/config.json",),
     "max_batch_size": (1, 3),
     "max_batch_input_tokens": (1, 4),
     "max_batch_total_tokens": (64, 100),
@@ -48,6 +50,15 @@ FLIPPED: dict[str, tuple[Any, ...]] = {
     "enable_chunked_prefill": (False,),
     "enable_in_flight_batching": (False,),
     "enable_overlap_scheduler": (True, False),
+    "max_queue_size_tg": (1,),
+    "min_batch_size_tg": (1,),
+    "kvcache_ce_watermark": (0.5,),
+    "chunked_prefill_min_chunk_size": (1,),
+    "max_request_input_tokens": (32,),
+    "prefill_schedule_interval": (2,),
+    "prefill_coalesce_min_pending": (1,),
+    "prefill_coalesce_max_held_steps": (1,),
+    "ce_delay_ms": (1.0,),
     "cache_dir": ("/elsewhere",),
     "cache_policy": ("readonly",),
     "max_cache_size": ("1GB",),
@@ -56,17 +67,22 @@ FLIPPED: dict[str, tuple[Any, ...]] = {
     "cache_remote": ("file:///elsewhere",),
     "require_signed": (True,),
     "trusted_keys": ("/elsewhere",),
+    "sign_with": ("COPY/signing-key",),
     "export_mefs": ("/elsewhere",),
     "precompiled_mefs": (("/elsewhere",),),
 }
 
+FLIPPED_FOR_GPUS: dict[str, Any] = {"autotune_results": "COPY/config.json", "use_vendor_blas": True}
+
 
 @pytest.fixture(scope="module")
 def copied(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(model, tmp_path_factory.mktemp("copied") / "model"))
+    folder = Path(shutil.copytree(model, tmp_path_factory.mktemp("copied") / "model"))
+    signing.new_key(folder / "signing-key")
+    return folder
 
 
-def preparation(model: Path, settings: Mapping[str, Any]) -> Preparation:
+def preparation(model: Path, settings: Mapping[str, Any], target: Target | None = None) -> Preparation:
     resolved = resolve(PIPELINE_SECTIONS, {"model_path": model, **BASE, **settings}, None, {})
     config = pipeline_of(resolved)
     section = config.model
@@ -76,7 +92,7 @@ def preparation(model: Path, settings: Mapping[str, Any]) -> Preparation:
     def text() -> Any:
         raise AssertionError("nothing is bound here")
 
-    return preparation_of(config, checkpoint, text, lambda *_: None, keep_weights=False)
+    return preparation_of(config, checkpoint, text, lambda *_: None, target=target, keep_weights=False)
 
 
 def graphs(prepared: Preparation, wanted: Wanted) -> list[str]:
@@ -84,7 +100,7 @@ def graphs(prepared: Preparation, wanted: Wanted) -> list[str]:
     module = build_text_pipeline(prepared.checkpoint.architecture, wanted.config, wanted.limits, wanted.weights)
     platform = prepared.target.xla_platform
     chosen = [graph for name, graph in module.graphs.items() if name.endswith("_r1") and not name.startswith("step_t2")]
-    return [xla.lower(graph, platform).jaxpr for graph in chosen]
+    return [xla_lowering.lower(graph, platform).jaxpr for graph in chosen]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +112,7 @@ def base(model: Path) -> tuple[Wanted, list[str]]:
 
 def test_every_setting_is_flipped_here() -> None:
     fields = {name for section in PIPELINE_SECTIONS for name in section.model_fields}
-    assert fields == FLIPPED.keys()
+    assert fields == FLIPPED.keys() | FLIPPED_FOR_GPUS.keys()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +125,15 @@ def test_a_flipped_setting_is_another_key_or_the_same_graphs(model: Path, copied
     wanted = prepared.wanted()
     if wanted.key.digest == base[0].key.digest:
         assert graphs(prepared, wanted) == base[1]
+
+
+@pytest.mark.parametrize(("name", "value"), FLIPPED_FOR_GPUS.items())
+def test_a_flipped_setting_for_gpus_is_another_key(model: Path, copied: Path, name: str, value: Any) -> None:
+    if isinstance(value, str):
+        value = value.replace("COPY", str(copied))
+    target = Target.parse("cuda:sm_90")
+    flipped, plain = (preparation(model, settings, target).wanted() for settings in ({name: value}, {}))
+    assert flipped.key.digest != plain.key.digest
 
 
 def test_the_comparison_sees_a_difference(model: Path, base) -> None:

@@ -115,6 +115,31 @@ def test_the_openai_client_in_strict_mode(server: Server) -> None:
     assert response.output_text == content
     completion = client.completions.create(model="built-in", prompt=["robot:", "sea"], max_tokens=4, n=2)
     assert len(completion.choices) == 4
+    events = list(client.responses.create(model="built-in", input="robot", max_output_tokens=5, stream=True))
+    assert events[-1].type in ("response.completed", "response.incomplete")
+
+
+@pytest.mark.parametrize("fields", [{}, {"echo": True, "logprobs": 2}, {"n": 2}])
+def test_completions_are_the_clients_type_but_for_two_nulls_of_the_api(server: Server, fields: dict[str, Any]) -> None:
+    """`finish_reason` before the end of a stream, and the log-probability of a prompt's first token.
+
+    The OpenAI API sends both; the client's type, which stands for chunks too, has neither.
+    """
+    body = {"prompt": "robot", "max_tokens": 5, "stream": True, "ignore_eos": True} | fields
+    lines = httpx2.post(f"{server.url}/v1/completions", json=body, timeout=60).text.splitlines()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    reasons: dict[int, list[str | None]] = {}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            told = reasons.setdefault(choice["index"], [])
+            if "echo" in fields and not told:
+                assert choice["logprobs"]["token_logprobs"][0] is None is choice["logprobs"]["top_logprobs"][0]
+                choice["logprobs"]["token_logprobs"][0], choice["logprobs"]["top_logprobs"][0] = 0.0, {}
+            told.append(choice["finish_reason"])
+            choice["finish_reason"] = choice["finish_reason"] or "stop"
+        openai.types.Completion.model_validate(chunk, strict=True)
+    assert len(reasons) == fields.get("n", 1)
+    assert all(told[-1] and set(told[:-1]) <= {None} for told in reasons.values())
 
 
 def test_requests_that_cannot_be_answered(server: Server) -> None:
@@ -167,6 +192,59 @@ def test_streamed_text_is_the_whole_text(server: Server) -> None:
 
     numbers = range(int(os.environ.get("RANDOM_REQUESTS", "100")))
     assert [number for number in numbers if not agree(number)] == []
+
+
+def generate_arguments(options: dict[str, Any]) -> list[str]:
+    """The same request for `max generate`, which knows no choices and no bias."""
+    values = {
+        "prompt": options["prompt"],
+        "max-new-tokens": options["max_tokens"],
+        "temperature": options["temperature"],
+        "seed": options["seed"],
+        "presence-penalty": options.get("presence_penalty", 0),
+        "frequency-penalty": options.get("frequency_penalty", 0),
+        "min-p": options["extra_body"]["min_p"],
+        "top-k": options["extra_body"]["top_k"],
+    }
+    stops = [f"--stop={stop}" for stop in options.get("stop", [])]
+    eos = ["--ignore-eos"] if options["extra_body"]["ignore_eos"] else []
+    return [
+        *(f"--{name}={value}" for name, value in values.items()),
+        *stops,
+        *eos,
+        "--no-apply-chat-template",
+        "--json",
+    ]
+
+
+def test_an_answer_is_the_same_however_it_is_asked_for(
+    server: Server, arguments: tuple[str, ...], run: Callable[..., Any]
+) -> None:
+    """Alone, beside seven others, with and without pages from the prefix cache, and by `max generate`."""
+    client = server.openai(_strict_response_validation=False, timeout=120)
+    numbers = range(int(os.environ.get("RANDOM_REQUESTS", "100")))
+    requests = {number: random_request(random.Random(-1 - number)) for number in numbers}
+    for request in requests.values():
+        request |= {"n": 1, "seed": abs(request["seed"])}
+        request.pop("logit_bias", None)
+
+    def answer(number: int) -> tuple[str, str]:
+        (choice,) = client.completions.create(**requests[number]).choices
+        return choice.text, choice.finish_reason
+
+    def forgotten(number: int) -> tuple[str, str]:
+        httpx2.post(f"{server.url}/reset_prefix_cache")
+        return answer(number)
+
+    alone = {number: forgotten(number) for number in numbers}
+    assert [number for number in numbers if answer(number) != alone[number]] == []
+    with ThreadPoolExecutor(8) as pool:
+        beside = list(pool.map(answer, numbers))
+    assert [number for number in numbers if beside[number] != alone[number]] == []
+    for number in numbers[: int(os.environ.get("GENERATED_REQUESTS", "6"))]:
+        done = run("generate", *arguments, *generate_arguments(requests[number]))
+        generated = json.loads(done.out)
+        assert (generated["text"], generated["finish_reason"]) == alone[number], requests[number]
 
 
 NASTY: list[Any] = [
@@ -245,7 +323,9 @@ def test_metrics_and_log_tell_of_what_was_done(server: Server) -> None:
     }
     assert sum(sample.value for sample in families["maxserve_num_output_tokens"].samples) > 0
     assert families["maxserve_batch_size"].samples and families["maxserve_model_load_time_milliseconds"].samples
-    assert [sample.value for sample in families["maxserve_executable_cache_hits"].samples] == [1]
+    hits = [(sample.labels, sample.value) for sample in families["maxserve_executable_cache_hits"].samples]
+    assert hits == [({"kind": "exact"}, 1)]
+    assert families["maxserve_executables_loaded"].samples[0].value > 0
     assert [line for line in server.lines() if line["message"] == "request" and line.get("user") == "me"]
 
 
@@ -354,10 +434,11 @@ def test_a_model_that_is_not_there(run: Callable[..., Any], tmp_path: Path) -> N
     assert [line for line in done.err.splitlines() if line.startswith("error: ")]
 
 
-def test_the_port_answers_while_the_model_loads(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_port_answers_while_the_model_loads(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = start(tmp_path, *arguments, "--port", str(port))
+    # With nothing in the cache: a warm start can be over before the first probe.
+    process = start(tmp_path, *SMALL, "--cache-dir", str(tmp_path / "cache"), "--port", str(port))
     seen: set[tuple[int, int]] = set()
     stop = threading.Event()
 

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from max.cache import mef
-from max.compiler import Target
+from max.compiler import Target, tuning
+from max.compiler import config as compile_config
 from max.runtime import prepared
 from max.runtime.session import CompiledModels, InferenceSession
 
@@ -163,6 +164,42 @@ def test_measurements_that_cannot_be_read_or_used(call, place, tmp_path: Path) -
     other = call("warm-cache", *place, "--target", "cpu:x86-64-v2", "--cache-dir", str(tmp_path / "c"),
                  "--autotune-results", str(tmp_path / "file"))  # fmt: skip
     assert other.code == 2 and "is for GPUs, and cpu:x86-64-v2 is none" in other.errors[-2]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (("--target", "cpu"), "is for GPUs, and cpu:native is none"),
+        (("--target", "cuda:sm_90", "--target", "hip"), "goes with one target"),
+        (("--target", "cuda:sm_90", "--autotune-results", "other"), "not with --autotune-results"),
+        (("--target", "cuda:sm_90"), "this host has no cuda:sm_90 to measure kernels on"),
+        (("--devices", "gpu"), "this host has no GPU to run on"),
+    ],
+)
+def test_measuring_takes_one_gpu_of_this_host(call, place, tmp_path: Path, monkeypatch, given, why: str) -> None:
+    for module in (compile_config, tuning):
+        monkeypatch.setattr(module, "attached", lambda platform: ())
+    done = call("warm-cache", *place, *given, "--record-autotune-results", str(tmp_path / "file"))
+    assert done.code == 2 and why in done.errors[-2] and done.errors[-1].startswith("hint: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_measured_is_compiled_with(call, place, tmp_path: Path, monkeypatch) -> None:
+    """As on a host with a GPU, the measuring aside; the artifact is of StableHLO, which needs no plugin."""
+    monkeypatch.setattr(tuning, "attached", lambda platform: ("sm_90",))
+    seen = []
+
+    def record(artifact: mef.Mef, target: Target, file: Path, progress: object) -> None:
+        seen.append((artifact.json(mef.COMPAT)["target"], target.name))
+        file.write_text("version: 3\n")
+
+    monkeypatch.setattr(tuning, "record", record)
+    cache = (*place, "--cache-dir", str(tmp_path / "cache"), "--portable", "--json", "--target", "cuda:sm_90")
+    untuned = json.loads(call("warm-cache", *cache).out)
+    tuned = json.loads(call("warm-cache", *cache, "--record-autotune-results", str(tmp_path / "file")).out)
+    assert seen == [("cuda:sm_90", "cuda:sm_90")] and tuned["key"] != untuned["key"]
+    again = json.loads(call("warm-cache", *cache, "--autotune-results", str(tmp_path / "file")).out)
+    assert again["cached"] and again["key"] == tuned["key"]
 
 
 def start(cache: Path, place: tuple[str, ...], before: tuple[str, ...] = ()) -> subprocess.Popen[str]:

@@ -29,6 +29,19 @@ def test_a_line_per_phase(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_long_phases_tell_how_far_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("max.cli.progress.time.monotonic", lambda: now)
+    with ProgressBar() as progress:
+        for now in range(0, 40, 4):
+            progress("prepare weights", "", now * 100_000, 4_000_000)
+        progress("wait", "process 7 on host", 0, 0)
+        now += 100.0
+        progress("wait", "process 7 on host", 0, 0)
+    shown = ["prepare weights: 4 MB ...", *(f"prepare weights: {share} %" for share in (30, 60, 90))]
+    assert capsys.readouterr().err.splitlines()[:-1] == shown
+
+
 def test_nothing_is_shown_where_nothing_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar():
         pass
