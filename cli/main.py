@@ -9,7 +9,9 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -78,6 +80,7 @@ group = click.version_option(__version__, prog_name="max", message="%(prog)s %(v
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line (`sys.argv` by default) and exits with its code."""
     _open_streams()
+    _keep_interrupts()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     sys.exit(run(arguments))
 
@@ -93,6 +96,20 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def _keep_interrupts() -> None:
+    """Sends ^C again where it fell into a callback of the interpreter, as of a weak reference; exceptions end there."""
+    report = sys.unraisablehook
+
+    def resend(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            # Later, as this too would be dropped; and a true signal, as a system call may have begun by then.
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            report(dropped)
+
+    sys.unraisablehook = resend
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

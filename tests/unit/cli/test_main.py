@@ -164,6 +164,21 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert err == "" and process.returncode == 1
 
 
+def test_an_interrupt_that_falls_into_a_callback_is_not_lost(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, time, types, weakref, click; from max.cli.main import main\n"
+        "module = types.ModuleType('max.cli.generate'); sys.modules['max.cli.generate'] = module\n"
+        "class Thing: pass\n"
+        "def interrupt(reference): signal.raise_signal(signal.SIGINT)\n"
+        "def work():\n"
+        "    thing = Thing(); kept = weakref.ref(thing, interrupt); del thing; print('still here', flush=True)\n"
+        "    time.sleep(50)\n"
+        "module.command = click.command('generate')(work); main(['generate'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True, capture_output=True, timeout=40)
+    assert (done.stdout, done.stderr.strip(), done.returncode) == ("still here\n", "", 130)
+
+
 def test_python_m_max_is_the_same_program(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "max", "--version"], cwd=tmp_path, text=True, capture_output=True, check=True, timeout=60
