@@ -32,6 +32,7 @@ def build_text_pipeline(architecture: str, config: Any, limits: Limits, table: W
     for tokens in limits.token_buckets:
         for rows in limits.logit_rows(tokens):
             builder.add(module, tokens, rows)
+    draws = "cpu" if table.is_packed else "gpu" if table.is_stacked else "xla"
     for rows in limits.row_buckets:
-        add_samplers(module, rows, config.vocab_size, limits.max_batch, use_kernels=table.is_packed)
+        add_samplers(module, rows, config.vocab_size, limits.max_batch, draws)
     return module

@@ -15,6 +15,7 @@ from ..compiler.triton.paged_attention import (
     tokens_per_tile,
 )
 from ..compiler.triton.rope_kv_write import rope_kv_write_kernel
+from ..compiler.triton.sample import highest_kernel, sample_kernel
 
 
 def rope_kv_write(
@@ -97,6 +98,20 @@ def paged_attention(
     first_page = _first_page(layer, num_pages)
     parts = triton_call(paged_attention_kernel(about), q, pool, page_table, positions, tiles, first_page, *optional)
     return parts[0] if about.splits == 1 else triton_call(combine_kernel(about), *parts)[0]
+
+
+def draw(logits: jax.Array, settings: jax.Array, numbers: jax.Array, u: jax.Array) -> jax.Array:
+    """One token of each row of adjusted logits, as of `sampler.draw`."""
+    return triton_call(sample_kernel(_type(logits)), logits, settings, numbers, u)[0]
+
+
+def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `sampler.logprobs`."""
+    kernel = highest_kernel(_type(logits), ids.shape[0], num_top)
+    top_ids, top, chosen, total = triton_call(kernel, logits, ids)
+    peak, normalizer, limit = top[:, 0], jnp.log(total), jnp.finfo(jnp.float32).max
+    told = jnp.maximum(top - peak[:, None] - normalizer[:, None], -limit)
+    return jnp.maximum(chosen - peak - normalizer, -limit), top_ids, told
 
 
 def _first_page(layer: int, num_pages: int) -> jax.Array:

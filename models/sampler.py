@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +19,22 @@ from jax import lax
 
 from ..compiler import Graph, Module, TensorType
 from ..compiler.sampling import NUMBERS, SETTINGS, TOP_LOGPROBS, mask_words
-from . import kernels
+from . import gpu_kernels, kernels
+
+By = Literal["xla", "cpu", "gpu"]
+"""What draws: plain XLA, or the kernels for CPUs or GPUs."""
 
 _LANES = 128  # reductions run over this minor axis, which XLA:CPU vectorizes
 
 
-def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, *, use_kernels: bool = False) -> None:
+def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, by: By = "xla") -> None:
     """Adds the samplers of `rows` rows to the module; their ids, (max_batch,), can be `prev_ids` of any next step."""
 
     def filled(sample: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lambda *inputs: jnp.pad(sample(*inputs), (0, max_batch - rows))
 
     logits = TensorType("float32", (rows, vocab_size))
-    greedy = filled(kernels.argmax if use_kernels else sample_greedy)
+    greedy = filled(kernels.argmax if by == "cpu" else sample_greedy)
     Graph(f"sample_greedy_r{rows}", greedy, {"logits": logits}, outputs=("ids",), module=module)
     inputs = {
         "logits": logits,
@@ -40,11 +44,16 @@ def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, *, 
         "settings": TensorType("float32", (rows, len(SETTINGS))),
         "numbers": TensorType("int32", (rows, len(NUMBERS))),
     }
-    full = partial(kernels.sample, num_ids=max_batch) if use_kernels else filled(sample_full)
+    full = {
+        "xla": filled(sample_full),
+        "cpu": partial(kernels.sample, num_ids=max_batch),
+        "gpu": filled(partial(sample_full, draw=gpu_kernels.draw)),
+    }[by]
     Graph(f"sample_full_r{rows}", full, inputs, outputs=("ids",), module=module)
     name, inputs = f"sample_logprobs_r{rows}", {"logits": logits, "ids": TensorType("int32", (max_batch,))}
-    told = partial(kernels.logprobs if use_kernels else logprobs, num_top=min(TOP_LOGPROBS, vocab_size))
-    Graph(name, told, inputs, outputs=("chosen", "top_ids", "top"), module=module)
+    told = {"xla": logprobs, "cpu": kernels.logprobs, "gpu": gpu_kernels.logprobs}[by]
+    outputs = ("chosen", "top_ids", "top")
+    Graph(name, partial(told, num_top=min(TOP_LOGPROBS, vocab_size)), inputs, outputs=outputs, module=module)
 
 
 def sample_greedy(logits: jax.Array) -> jax.Array:
@@ -57,8 +66,22 @@ def sample_greedy(logits: jax.Array) -> jax.Array:
     return jnp.where(first < logits.shape[1], first, -1)
 
 
+def draw(logits: jax.Array, settings: jax.Array, numbers: jax.Array, u: jax.Array) -> jax.Array:
+    """One token of each row of adjusted logits (R, V), at uniform numbers u (R,); the rest as of `sample_full`."""
+    of, number = _columns(settings, numbers)
+    greedy = sample_greedy(logits)
+    drawn = _draw(logits, of["temperature"], number["top_k"], of["top_p"], of["min_p"], u)
+    return jnp.where(of["temperature"] > 0, drawn, greedy)
+
+
 def sample_full(
-    logits: jax.Array, mask: jax.Array, history: jax.Array, bias: jax.Array, settings: jax.Array, numbers: jax.Array
+    logits: jax.Array,
+    mask: jax.Array,
+    history: jax.Array,
+    bias: jax.Array,
+    settings: jax.Array,
+    numbers: jax.Array,
+    draw: Callable[..., jax.Array] = draw,
 ) -> jax.Array:
     """Draws one token per row, after penalties, bias, mask, temperature, top-k, top-p and min-p.
 
@@ -68,21 +91,23 @@ def sample_full(
     bias:     (B, V) float32, added to the logits
     settings: (R, 6) float32, columns SETTINGS; repetition divides or multiplies, the other penalties subtract
     numbers:  (R, 5) int32, columns NUMBERS; `adjusted` says which row of history and bias a row of logits has
+    draw:     what takes a token of the adjusted logits
     Returns (R,) int32, -1 where a token that may come has a NaN, or no finite value is there to draw from.
     """
-    of = dict(zip(SETTINGS, settings.T, strict=True))
-    number = dict(zip(NUMBERS, numbers.T, strict=True))
+    of, number = _columns(settings, numbers)
     place = jnp.maximum(number["adjusted"], 0)
     is_adjusted = number["adjusted"][:, None] >= 0
     adjusted = jnp.where(is_adjusted, _adjust(logits, history[place], bias[place], of), logits)
     bits = mask[:, :, None] >> jnp.arange(32, dtype=jnp.int32)
     allowed = (bits & 1).reshape(mask.shape[0], -1)[:, : logits.shape[1]] != 0
-    adjusted = jnp.where(allowed, adjusted, -jnp.inf)
-    greedy = sample_greedy(adjusted)
     seeds = lax.bitcast_convert_type(jnp.stack([number["seed_low"], number["seed_high"]], axis=1), jnp.uint32)
     u = uniform(seeds, number["position"])
-    drawn = _draw(adjusted, of["temperature"], number["top_k"], of["top_p"], of["min_p"], u)
-    return jnp.where(of["temperature"] > 0, drawn, greedy)
+    return draw(jnp.where(allowed, adjusted, -jnp.inf), settings, numbers, u)
+
+
+def _columns(settings: jax.Array, numbers: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Settings and numbers by the names of their columns, (R,) each."""
+    return dict(zip(SETTINGS, settings.T, strict=True)), dict(zip(NUMBERS, numbers.T, strict=True))
 
 
 def _adjust(logits: jax.Array, history: jax.Array, bias: jax.Array, of: dict[str, jax.Array]) -> jax.Array:

@@ -35,7 +35,8 @@ def pointer_type(dtype: str) -> ir.Type:
 
 
 class Block:
-    """A scalar or a block of numbers or pointers. Division and remainder are those of unsigned integers."""
+    """A scalar or a block of numbers or pointers. Division, remainder and the shift to the
+    right are those of unsigned integers."""
 
     __slots__ = ("value",)
 
@@ -86,6 +87,18 @@ class Block:
     def __and__(self, other: Block) -> Block:
         return self._binary(other, arith.andi, None)
 
+    def __or__(self, other: Block | Number) -> Block:
+        return self._binary(other, arith.ori, None)
+
+    def __xor__(self, other: Block | Number) -> Block:
+        return self._binary(other, arith.xori, None)
+
+    def __lshift__(self, other: Block | Number) -> Block:
+        return self._binary(other, arith.shli, None)
+
+    def __rshift__(self, other: Block | Number) -> Block:
+        return self._binary(other, arith.shrui, None)
+
     def __radd__(self, other: Number) -> Block:
         return _block(other, self.element) + self
 
@@ -133,6 +146,10 @@ class Block:
         else:
             convert = arith.sitofp
         return Block(convert(_of_shape(self.shape, target), self.value))
+
+    def bits(self, dtype: Dtype) -> Block:
+        """The same bits as another dtype of their size."""
+        return Block(tt.bitcast(_of_shape(self.shape, element_type(dtype)), self.value))
 
     def max(self, axis: int) -> Block:
         """The largest along an axis, which goes away."""

@@ -193,6 +193,23 @@ def _convert(operation: Any) -> Callable[..., Value]:
     return lambda x: x.astype(dtype)
 
 
+def _from_bool(operation: Any) -> Callable[..., Value]:
+    source = operation.operands[0].type
+    assert str(getattr(source, "element_type", source)) == "i1", "other integers are widened with their sign"
+    return _convert(operation)
+
+
+def _bitcast(operation: Any) -> Callable[..., Value]:
+    dtype = _dtype(_type(operation)[1])
+    return lambda x: np.asarray(x).view(dtype)[()]
+
+
+def _shift_right(x: Any, places: Any) -> Any:
+    unsigned = np.asarray(x)
+    unsigned = unsigned.view(f"u{unsigned.itemsize}")
+    return (unsigned >> np.asarray(places).astype(unsigned.dtype)).view(np.asarray(x).dtype)[()]
+
+
 _INTEGERS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 _FLOATS = {1: operator.eq, 2: operator.gt, 3: operator.ge, 4: operator.lt, 5: operator.le, 6: operator.ne}
 
@@ -281,6 +298,8 @@ _OPERATIONS: dict[str, Factory] = {
     "arith.andi": _plain(np.bitwise_and),
     "arith.ori": _plain(np.bitwise_or),
     "arith.xori": _plain(np.bitwise_xor),
+    "arith.shli": _plain(np.left_shift),
+    "arith.shrui": _plain(_shift_right),
     "arith.addf": _plain(np.add),
     "arith.subf": _plain(np.subtract),
     "arith.mulf": _plain(np.multiply),
@@ -293,10 +312,12 @@ _OPERATIONS: dict[str, Factory] = {
     "arith.extf": _convert,
     "arith.truncf": _convert,
     "arith.extsi": _convert,
+    "arith.extui": _from_bool,
     "arith.trunci": _convert,
     "arith.sitofp": _convert,
     "math.exp2": _plain(np.exp2),
     "tt.addptr": _plain(_add_to_pointer),
+    "tt.bitcast": _bitcast,
     "tt.broadcast": _moved(np.broadcast_to),
     "tt.dot": _plain(_dot),
     "tt.expand_dims": _moved(np.expand_dims),

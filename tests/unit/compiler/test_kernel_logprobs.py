@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from max.compiler.native import ISAS, library
+from max.models import gpu_kernels
 from max.models.sampler import logprobs
 
 LIB = library()
-VARIANTS = ["xla", *(isa for isa in ISAS if LIB is not None and LIB.supports(isa))]
+VARIANTS = ["xla", "triton", *(isa for isa in ISAS if LIB is not None and LIB.supports(isa))]
 Told = tuple[np.ndarray, np.ndarray, np.ndarray]
-xla = jax.jit(logprobs, static_argnums=2)
+GRAPHS = {"xla": jax.jit(logprobs, static_argnums=2), "triton": jax.jit(gpu_kernels.logprobs, static_argnums=2)}
 
 
 @pytest.fixture(params=VARIANTS)
@@ -32,8 +33,8 @@ def tell(request: pytest.FixtureRequest) -> Iterator[Callable[..., Told]]:
 
 
 def told(variant: str, logits: np.ndarray, ids: np.ndarray, num_top: int) -> Told:
-    if variant == "xla":
-        chosen, top_ids, top = xla(jnp.asarray(logits), jnp.asarray(ids), num_top)
+    if variant in GRAPHS:
+        chosen, top_ids, top = GRAPHS[variant](jnp.asarray(logits), jnp.asarray(ids), num_top)
         return np.asarray(chosen), np.asarray(top_ids), np.asarray(top)
     assert LIB is not None
     LIB.select(variant)

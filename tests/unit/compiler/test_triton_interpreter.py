@@ -55,6 +55,20 @@ def test_arithmetic_is_that_of_numpy(compute: Callable, expected: Callable) -> N
     np.testing.assert_allclose(interpret(kernel, x)[0], expected(x), rtol=1e-6, atol=1e-6)
 
 
+def test_bits_are_those_of_numpy() -> None:
+    def body(x: b.Block, out: b.Block) -> None:
+        bits = b.load(x + b.arange(8)).bits("int32")
+        ways = [bits ^ -1, bits | 5, bits << 3, bits >> 7, b.where(bits < 0, b.constant(1), 0)]
+        for way, each in enumerate(ways):
+            b.store(out + (way * 8 + b.arange(8)), each)
+
+    x = normal(8)
+    bits = x.view(np.int32)
+    expected = [~bits, bits | 5, bits << 3, (x.view(np.uint32) >> 7).view(np.int32), bits < 0]
+    found = interpret(kernel_of(body, [VECTOR], TensorType("int32", (5, 8))), x)[0]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_dot_sums_in_float32() -> None:
     def body(x: b.Block, y: b.Block, out: b.Block) -> None:
         right = b.transpose(b.load(y + b.arange(16)[:, None] * 16 + b.arange(16)[None, :]))

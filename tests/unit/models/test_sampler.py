@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,18 +14,19 @@ import pytest
 from max.compiler import Module, TensorType
 from max.compiler.native import ISAS, library
 from max.compiler.sampling import NUMBERS, SETTINGS, mask_words
-from max.models import sampler
+from max.models import gpu_kernels, sampler
 from max.models.sampler import add_samplers, sample_full, sample_greedy, threefry2x32, uniform
 
-greedy, full = jax.jit(sample_greedy), jax.jit(sample_full)
+greedy = jax.jit(sample_greedy)
+GRAPHS = {"xla": jax.jit(sample_full), "triton": jax.jit(partial(sample_full, draw=gpu_kernels.draw))}
 LIB = library()
-VARIANTS = ["xla", *(isa for isa in ISAS if LIB is not None and LIB.supports(isa))]
+VARIANTS = ["xla", "triton", *(isa for isa in ISAS if LIB is not None and LIB.supports(isa))]
 variant = "xla"
 
 
 @pytest.fixture(params=VARIANTS, autouse=True)
 def _variant(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs in plain XLA and on the kernel of each instruction set."""
+    """Every test runs in plain XLA, on the kernel for GPUs, interpreted, and on that of each instruction set."""
     global variant
     variant = request.param
     yield
@@ -52,8 +54,10 @@ def draw(
 
 
 def draw_with(logits: np.ndarray, *inputs: np.ndarray) -> np.ndarray:
-    if variant == "xla":
-        return np.asarray(full(logits, *inputs))
+    if variant == "triton" and len(logits) > 500:
+        pytest.skip("the interpreter takes milliseconds a row, and tests/parity compares every draw")
+    if variant in GRAPHS:
+        return np.asarray(GRAPHS[variant](logits, *inputs))
     assert LIB is not None
     LIB.select(variant)
     return LIB.sample(logits, *inputs)
