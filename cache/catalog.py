@@ -44,7 +44,10 @@ class Entry:
     @property
     def target(self) -> str:
         spec = self.record.factors.get("target")
-        return f"{spec.get('platform', '')}:{spec.get('arch', '')}" if isinstance(spec, dict) else ""
+        if not isinstance(spec, dict):
+            return ""
+        parts = [str(spec.get(name, "")) for name in ("platform", "arch", "topology")]
+        return ":".join(parts[:2] if parts[2] in ("", "1x1") else parts)
 
     @property
     def checkpoints(self) -> list[str]:

@@ -13,6 +13,7 @@ import click
 
 from .. import ConfigError
 from ..cache.config import CacheConfig
+from ..compiler.config import CompileConfig
 from ..compiler.counters import COUNTERS
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import FeaturesConfig, ModelConfig, SamplingConfig, SchedulingConfig
@@ -100,7 +101,8 @@ class Generation:
 
             preparation = make_preparation(self.settings, checkpoint, text, progress, keep_weights=True, check=check)
             scheduling = self.settings.of(SchedulingConfig)
-            started = start(preparation.run, preparation.store, len(prompt), scheduling=scheduling)
+            ids = self.settings.of(CompileConfig).device_ids
+            started = start(preparation.run, preparation.store, len(prompt), scheduling=scheduling, device_ids=ids)
         logger.debug("preparation %s", started.report)
         return started, text, prompt
 

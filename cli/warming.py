@@ -27,7 +27,7 @@ from .sections import WarmCacheConfig
 def warm(settings: Settings) -> None:
     """Fills the cache under these settings and prints the result on stdout."""
     config, compiling = settings.of(WarmCacheConfig), settings.of(CompileConfig)
-    targets = list(dict.fromkeys(Target.parse(name) for name in config.target)) or [compiling.target()]
+    targets = list(dict.fromkeys(_target(name, compiling) for name in config.target)) or [compiling.target()]
     _check_recording(config, compiling, targets)
     model = settings.of(ModelConfig)
     folder = model_folder(model)
@@ -56,6 +56,12 @@ def warm(settings: Settings) -> None:
             continue
         for line in _lines(prepared, folder, target, settings):
             click.echo(line)
+
+
+def _target(name: str, compiling: CompileConfig) -> Target:
+    """A target of --target, for as many devices as --devices names; raises ConfigError."""
+    target, devices = Target.parse(name), max(1, len(compiling.device_ids))
+    return target if target.devices > 1 else target.over(devices)
 
 
 def _check_recording(config: WarmCacheConfig, compiling: CompileConfig, targets: list[Target]) -> None:

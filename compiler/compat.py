@@ -16,13 +16,15 @@ def stamp(target: Target, *, uses_vendor_blas: bool = False) -> dict[str, Any]:
     """The stamp of code compiled here for a target, as plain JSON.
 
     requires: instruction sets of a CPU; versions: the least of each library; packages: whose executables these are,
-    which no other version of them may load; libraries: what the code calls beside them
+    which no other version of them may load; libraries: what the code calls beside them; devices: how many execute it
+    together
     """
     versions = toolchain(target.xla_platform)
     found = {
         "target": target.name,
         "platform": target.platform,
         "requires": list(target.features),
+        "devices": target.devices,
         "jaxlib": versions.pop("jaxlib"),
     }
     if target.platform == "cpu":
@@ -46,13 +48,15 @@ def check(stamp: dict[str, Any], host: Target) -> None:
     host: the device that is to run it
     """
     made_for = stamp["target"]
-    missing = host.missing_features(stamp["requires"])
-    if stamp.get("form") == "lowered" and stamp["platform"] == host.platform:
+    missing, devices = host.missing_features(stamp["requires"]), stamp.get("devices", 1)
+    if stamp.get("form") == "lowered" and (stamp["platform"], devices) == (host.platform, host.devices):
         return
     if stamp["platform"] != host.platform:
         reason = "another platform"
     elif stamp.get("code") != host.figures.get("code"):
         reason = f"its code is {stamp.get('code')}, and the device takes {host.figures.get('code')}"
+    elif devices != host.devices:
+        reason = f"it runs on {devices} devices together, and here {'is one' if host.devices == 1 else host.devices}"
     elif missing:
         reason = f"it needs {', '.join(missing)}"
     else:

@@ -23,9 +23,9 @@ def finish(artifact: mef.Mef, target: Target, writer: mef.MefWriter, options: Op
     weights = artifact.find(mef.WEIGHTS, "") and artifact.json(mef.WEIGHTS)
     options = replace(options or Options(), weights=weights)
     made_for = Target.parse(artifact.json(mef.COMPAT)["target"])
-    if (made_for.platform, made_for.lowering) != (target.platform, target.lowering):
+    if (made_for.platform, made_for.devices) != (target.platform, target.devices):
         raise CacheError(
-            f"the artifact was lowered for {made_for.name}, and {target.name} is another platform",
+            f"the artifact was lowered for {made_for.name}, and {target.name} takes other graphs",
             f"Compile the model itself: max warm-cache --target {target.name}.",
         )
     started = time.perf_counter()

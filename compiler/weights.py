@@ -8,15 +8,21 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Packing = Literal["", "float32", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"]
 """The encoding of a matrix packed for the CPU kernels; empty where it is not packed."""
 
 Element = Literal["float32", "bfloat16"]
 """What a weight that is not packed is made of."""
+
+Split = Literal["", "outputs", "inputs"]
+"""Along which axis the devices of a mesh share a weight; empty where each has all of it."""
 
 PANEL_COLUMNS = 32
 _BLOCKS: dict[Packing, tuple[int, int, int]] = {
@@ -83,6 +89,7 @@ class Weight:
     gated:      its two sources are the gate and the up projection of a gated layer
     packed:     the encoding of its panels for the CPU kernels
     element:    of a weight that is not packed
+    split:      how the devices of a mesh share it; along the outputs, each has its part of every source
     """
 
     name: str
@@ -95,6 +102,7 @@ class Weight:
     by_output: bool = False
     layers: int = 0
     element: Element = "float32"
+    split: Split = ""
 
     @property
     def dtype(self) -> str:
@@ -108,6 +116,32 @@ class Weight:
             return self.shape
         inputs, outputs = self.shape
         return packed_shape(self.packed, inputs, outputs, gated=self.gated)
+
+    def part_shape(self, devices: int) -> tuple[int, ...]:
+        """What one device of a mesh has of it."""
+        shape = list(self.stored_shape)
+        if self.split and devices > 1:
+            assert not self.packed, "weights are packed for CPUs, and meshes are of other devices"
+            shape[self._split_axis] //= devices
+        return tuple(shape)
+
+    def part(self, array: np.ndarray, device: int, devices: int) -> np.ndarray:
+        """That part of an array of `stored_shape`: a view where its bytes lie together, else a copy.
+
+        Along the outputs, a device has the same share of each source: of queries, keys and values, say.
+        """
+        if not self.split or devices == 1:
+            return array
+        import numpy as np
+
+        axis, start, slices = self._split_axis, 0, []
+        widths = self.widths if self.split == "outputs" and self.widths else (array.shape[axis],)
+        for width in widths:
+            share = width // devices
+            index = (slice(None),) * axis + (slice(start + device * share, start + (device + 1) * share),)
+            slices.append(array[index])
+            start += width
+        return np.ascontiguousarray(slices[0]) if len(slices) == 1 else np.concatenate(slices, axis)
 
     def unstacked(self) -> tuple[Weight, ...]:
         """The weights of a stack, in the order of their layers; of any other weight, itself."""
@@ -141,6 +175,13 @@ class Weight:
     def _joined(self) -> int:
         """The axis of the outputs."""
         return -1 if self.transposed else 0
+
+    @property
+    def _split_axis(self) -> int:
+        """The axis that devices share; a matrix in a stack has its own axes behind that of the layers."""
+        own = len(self.shape) - bool(self.layers)
+        outputs = own - 1 if self.transposed else 0
+        return bool(self.layers) + (outputs if self.split == "outputs" else own - 1 - outputs)
 
 
 def _fitting(packing: Packing, inputs: int) -> Packing:
@@ -214,6 +255,11 @@ class WeightTable:
         """The matrices that are not packed as `packing` but otherwise, by name."""
         return {weight.name: weight.packed for weight in self.weights if weight.packed and weight.packed != packing}
 
+    def split(self, sharding: Mapping[str, Split]) -> WeightTable:
+        """The same weights with the axes that devices share, by the last part of their names; others are whole."""
+        weights = (replace(each, split=sharding.get(each.name.rpartition(".")[2], "")) for each in self.weights)
+        return replace(self, weights=tuple(weights))
+
     def made_of(self, element: Element) -> WeightTable:
         """The same weights, those that are not packed made of another element."""
         return replace(self, weights=tuple(replace(weight, element=element) for weight in self.weights))
@@ -249,6 +295,7 @@ class WeightTable:
                 bool(row["by_output"]),
                 row["layers"],
                 row["element"],
+                row["split"],
             )
             for row in value["weights"]
         )

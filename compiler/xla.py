@@ -10,7 +10,7 @@ import ctypes
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .graph import TensorType
 
 Buffer = Any
-"""An array on a device (jaxlib's ArrayImpl), as executables take and return them."""
+"""An array on a device (jaxlib's ArrayImpl), as executables take and return them; on a mesh, one on each device."""
 
 
 @functools.cache
@@ -36,32 +36,42 @@ def jaxlib() -> Any:
 
 
 class Host(NamedTuple):
-    """Where the buffers and executables of this process live."""
+    """Where the buffers and executables of this process live: a device, or a mesh that executes one program together.
+
+    members: every device, with the sharding of an array on it alone; sharding: of a buffer
+    """
 
     client: Any
-    device: Any
     devices: Any
+    members: tuple[tuple[Any, Any], ...]
     sharding: Any
 
 
-_client_factories: list[Callable[[], Any]] = []
+_client_factories: list[tuple[Callable[[], Any], int]] = []
 
 
-def use_client(make: Callable[[], Any]) -> None:
-    """Has the buffers and executables of this process live on another client than the CPU's; before the first one."""
+def use_client(make: Callable[[], Any], devices: int = 1) -> None:
+    """Has the buffers and executables of this process live on the first devices of another client than the CPU's;
+    before the first one."""
     assert not host.cache_info().currsize, "a client is in use already"
-    _client_factories.append(make)
+    _client_factories.append((make, devices))
 
 
 @functools.cache
 def host() -> Host:
     """The client of this process: the CPU's, with the kernels registered where they were built, or a device's."""
-    return _on(_client_factories[-1]() if _client_factories else _cpu_client())
+    make, devices = _client_factories[-1] if _client_factories else (_cpu_client, 1)
+    return _on(make(), devices)
 
 
-def _on(client: Any) -> Host:
-    xla_client, device = jaxlib(), client.local_devices()[0]
-    return Host(client, device, xla_client.DeviceList((device,)), xla_client._xla.SingleDeviceSharding(device))
+def _on(client: Any, count: int) -> Host:
+    devices = client.local_devices()[:count]
+    members = tuple((device, jaxlib()._xla.SingleDeviceSharding(device)) for device in devices)
+    together = jaxlib().DeviceList(tuple(devices))
+    if count == 1:
+        return Host(client, together, members, members[0][1])
+    # A program knows its own part of an array alone: its shape is the buffer's.
+    return Host(client, together, members, jaxlib()._xla.GSPMDSharding(together, jaxlib().HloSharding.manual()))
 
 
 def _cpu_client() -> Any:
@@ -114,21 +124,38 @@ def put(array: np.ndarray) -> Buffer:
     """The array as a buffer of the CPU client, without a copy when it starts at a 64-byte boundary.
 
     The buffer keeps the array alive; the array must not be written to until every call that reads it has finished.
+    On a mesh every device gets it.
     """
-    here = host()
-    return jaxlib()._xla.batched_device_put(
-        _Aval(array.shape, array.dtype), here.sharding, [array], [here.device], True, False, enable_x64=True
-    )
+    return put_parts(array for _ in host().members)
+
+
+def put_parts(arrays: Iterable[np.ndarray]) -> Buffer:
+    """The arrays, one for each device of the mesh and all of one type, as one buffer. Each is taken when its turn has
+    come, so that they may be cut one after the other."""
+    return _put(arrays, jaxlib()._xla.HostBufferSemantics.ZERO_COPY)
 
 
 def put_owned(shape: tuple[int, ...], dtype: str) -> Buffer:
     """Zeros in memory that belongs to the client: only such memory can be donated without a copy."""
-    here = host()
     zeros = np.zeros(shape, numpy_dtype(dtype))
-    semantics = jaxlib()._xla.HostBufferSemantics.IMMUTABLE_ONLY_DURING_CALL
-    return jaxlib()._xla.batched_device_put(
-        _Aval(shape, zeros.dtype), here.sharding, [zeros], [here.device], True, False, semantics, enable_x64=True
-    )
+    return _put((zeros for _ in host().members), jaxlib()._xla.HostBufferSemantics.IMMUTABLE_ONLY_DURING_CALL)
+
+
+def _put(arrays: Iterable[np.ndarray], semantics: Any) -> Buffer:
+    parts = [
+        jaxlib()._xla.batched_device_put(
+            _Aval(array.shape, array.dtype), sharding, [array], [device], True, False, semantics, enable_x64=True
+        )
+        for array, (device, sharding) in zip(arrays, host().members, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return jaxlib()._xla.ArrayImpl(parts[0].aval, host().sharding, parts, True, _skip_checks=True)
+
+
+def _first(buffer: Buffer) -> Buffer:
+    """The buffer's part on the first device."""
+    return buffer._arrays[0] if len(host().members) > 1 else buffer
 
 
 class _DLPack:
@@ -147,9 +174,11 @@ class _DLPack:
 def fetch(buffer: Buffer) -> np.ndarray:
     """Waits for the buffer and returns it as a read-only array: on CPU one that shares its memory.
 
-    A dtype that numpy itself lacks, such as bfloat16, is copied: numpy's DLPack does not know it.
+    A dtype that numpy itself lacks, such as bfloat16, is copied: numpy's DLPack does not know it. Of a buffer on a mesh
+    it is the first device's.
     """
     wait([buffer])
+    buffer = _first(buffer)
     if _client_factories:
         return buffer._single_device_array_to_np_array_did_copy()[0]
     if buffer.aval.dtype.kind == "V":
@@ -170,7 +199,7 @@ def wait(buffers: Sequence[Buffer]) -> None:
 
 def address(buffer: Buffer) -> int:
     """Where the buffer's memory starts: equal for a donated argument and the result that took its place."""
-    return buffer.unsafe_buffer_pointer()
+    return _first(buffer).unsafe_buffer_pointer()
 
 
 _initialized: set[str] = set()

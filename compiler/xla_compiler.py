@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .. import CompileError
 from .counters import COUNTERS
 from .xla import first_alone, host, jaxlib
@@ -36,16 +38,22 @@ def compile_stablehlo(
     """
     here = host()
     # LLVM IR only: XLA writes the emitters' own MLIR passes from several threads at once and crashes.
-    options = compile_options({**(debug_options or {}), **dump_options(dump_to, emitters="llvm")})
+    options = compile_options({**(debug_options or {}), **dump_options(dump_to, emitters="llvm")}, len(here.members))
     with compile_errors(name), first_alone("compile"):
         loaded = here.client.compile_and_load(module, here.devices, options)
     return describe(loaded)
 
 
-def compile_options(overrides: Mapping[str, str | bool | int]) -> Any:
-    """jaxlib's options of one compilation, with XLA's debug options in `overrides` set."""
+def compile_options(overrides: Mapping[str, str | bool | int], devices: int = 1) -> Any:
+    """jaxlib's options of one compilation, with XLA's debug options in `overrides` set.
+
+    devices: of the mesh; all execute the program, each as a replica of its own
+    """
     options = jaxlib().CompileOptions()
     options.env_option_overrides = list(overrides.items())
+    if devices > 1:
+        options.num_replicas = devices
+        options.device_assignment = jaxlib().DeviceAssignment.create(np.arange(devices)[:, None])
     return options
 
 

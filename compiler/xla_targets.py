@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import CompileError
+from .. import CompileError, ConfigError
 from . import xla, xla_compiler
 from .targets import Target, rocm_stubs, toolchain
+from .targets.attached import attached
 from .targets.cpu_features import level_features
 from .targets.gpu_config import gpu_config
 from .xla import jaxlib
@@ -36,12 +37,13 @@ class TargetCompiler:
             self._options["xla_gpu_cuda_data_dir"] = str(toolchain.cuda_folder())
         try:
             topology = _cpu_topology(target) if self._is_cpu else _plugin_topology(target, folder)
-            device = topology._make_compile_only_devices()[0]
+            devices = topology._make_compile_only_devices()[: target.devices]
         except jaxlib()._xla.JaxRuntimeError as error:
             raise CompileError(
                 f"the compiler for {target.name} does not start: {error}", "Install its packages anew."
             ) from error
-        self._client, self._devices = device.client, jaxlib().DeviceList((device,))
+        self._client, self._devices = devices[0].client, jaxlib().DeviceList(tuple(devices))
+        self._num_devices = target.devices
 
     def compile(self, module: bytes, name: str, options: XlaOptions, dump_to: str | None = None) -> Compiled:
         """Compiles bytecode of this release; XLA's own dumps go to `dump_to`. Raises CompileError."""
@@ -49,7 +51,7 @@ class TargetCompiler:
         dump = xla_compiler.dump_options(dump_to, emitters="llvm" if self._is_cpu else "^(llvm|ptx)$")
         if dump and not self._is_cpu:
             dump["xla_gpu_dump_llvmir"] = True
-        settings = xla_compiler.compile_options({**self._options, **options, **dump})
+        settings = xla_compiler.compile_options({**self._options, **options, **dump}, self._num_devices)
         with xla_compiler.compile_errors(name):
             return xla_compiler.describe(self._client.compile(_parse(module), self._devices, settings))
 
@@ -86,7 +88,7 @@ def _plugin_topology(target: Target, folder: Path) -> Any:
             f"{target.arch}:{target.topology}", chips_per_host_bounds=[*chips, 1]
         )
     config = gpu_config(target)
-    return jaxlib().make_c_api_device_topology(api, target.arch, target_config=config, topology="1x1x1")
+    return jaxlib().make_c_api_device_topology(api, target.arch, target_config=config, topology=f"1x1x{target.devices}")
 
 
 class DeviceCompiler:
@@ -104,13 +106,20 @@ class DeviceCompiler:
         return xla_compiler.compile_stablehlo(module, name, dump_to, {**self._options, **options})
 
 
-def use_device(target: Target, libraries: Sequence[str] = ()) -> None:
-    """Has this process run on the first device of the target's platform; nothing for CPUs. Before anything is loaded.
+def use_device(target: Target, libraries: Sequence[str] = (), ids: Sequence[int] = ()) -> None:
+    """Has this process run on as many devices as the target has; nothing for CPUs. Before anything is loaded.
 
-    Raises ConfigError where the platform's plugin is not installed, CompileError where it finds no device.
+    ids: the devices' numbers on this host; the first ones without
+    Raises ConfigError where the platform's plugin is not installed or there are fewer devices, CompileError where the
+    plugin finds none.
     """
     if target.platform == "cpu":
         return
+    if target.devices > 1 and (here := len(attached(target.platform))) < target.devices:
+        raise ConfigError(
+            f"the code for {target.name} runs on {target.devices} devices together, and this host has {here}",
+            "Compile it for the devices that are here: --devices names them.",
+        )
     library = toolchain.require_runtime(target, libraries)
     name = target.xla_platform
 
@@ -119,12 +128,17 @@ def use_device(target: Target, libraries: Sequence[str] = ()) -> None:
             jaxlib().load_pjrt_plugin_dynamically(name, str(library))
             if not jaxlib().pjrt_plugin_initialized(name):
                 jaxlib().initialize_pjrt_plugin(name)
-            options = {} if target.platform == "tpu" else jaxlib().generate_pjrt_gpu_plugin_options()
+            options = {} if target.platform == "tpu" else _gpu_options(ids or range(target.devices))
             return jaxlib().make_c_api_client(name, options)
         except jaxlib()._xla.JaxRuntimeError as error:
             raise CompileError(f"{target.name} cannot be used: {error}", "Check the device and its driver.") from error
 
-    xla.use_client(make)
+    xla.use_client(make, target.devices)
+
+
+def _gpu_options(ids: Sequence[int]) -> dict[str, Any]:
+    """The options of a client on these GPUs alone: it takes memory of every one that it sees."""
+    return {**jaxlib().generate_pjrt_gpu_plugin_options(), "visible_devices": list(ids)}
 
 
 # --- CPUs ----------------------------------------------------------------------------------------------------------

@@ -18,15 +18,21 @@ from .text_graphs import StepBuilder
 _DECODERS: dict[str, tuple[ModuleType, str]] = {"LlamaForCausalLM": (llama, "Llama")}
 
 
-def build_text_pipeline(architecture: str, config: Any, limits: Limits, table: WeightTable) -> Module:
+def build_text_pipeline(architecture: str, config: Any, limits: Limits, table: WeightTable, devices: int = 1) -> Module:
     """The steps of every token bucket and the samplers of every row bucket, for a decoder of this architecture.
 
     table: the config's weights; where matrices are packed the CPU kernels compute, else plain XLA
+    devices: of the mesh that the module is for; the graphs are those of one device
     """
     file, class_name = _DECODERS[architecture]
-    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(config, rngs=nnx.Rngs(0)))
+    part = config.part(devices)
+    decoder = nnx.eval_shape(lambda: getattr(file, class_name)(part, rngs=nnx.Rngs(0), devices=devices))
     module = Module(architecture)
-    builder = (GpuStepBuilder if table.is_stacked else StepBuilder)(decoder, config, limits, table)
+    if table.is_stacked:
+        builder = GpuStepBuilder(decoder, part, limits, table, devices)
+    else:
+        assert devices == 1, "meshes are of GPUs, which take the layers' weights as stacks"
+        builder = StepBuilder(decoder, config, limits, table)
     if table.is_packed or table.is_stacked:
         builder.add_pages(module)
     for tokens in limits.token_buckets:

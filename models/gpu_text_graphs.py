@@ -2,7 +2,8 @@
 
 The inputs and outputs are those of text_graphs.py. What differs is how memory is cut: each kind of weight is one
 argument for all layers, indexed by a constant, and the pages of all layers are one pool that is updated in place. Keys
-and values are written, and attention is computed, by kernels that travel inside the graph as Triton IR.
+and values are written, and attention is computed, by kernels that travel inside the graph as Triton IR. For a mesh of
+devices the graph is that of one of them: config, weights and pages are its part.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ _Context = tuple[jax.Array, jax.Array, jax.Array]
 class GpuStepBuilder:
     """Adds step graphs of one decoder to a module."""
 
-    def __init__(self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, table: WeightTable) -> None:
+    def __init__(
+        self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, table: WeightTable, devices: int = 1
+    ) -> None:
         """decoder: abstract (`nnx.eval_shape`), with `embed_tokens`, `blocks` and `logits` as in llama.py.
-        table: its weights, stacked; their element is what the step computes in."""
+        table: the weights, stacked; their element is what the step computes in. devices: of the mesh; decoder and
+        config are those of one part."""
         assert table.is_stacked, "GPUs take the layers' weights as stacks"
         self.config, self.limits = config, limits
-        self.weights = {weight.name: TensorType(weight.dtype, weight.stored_shape) for weight in table.weights}
+        self.weights = {weight.name: TensorType(weight.dtype, weight.part_shape(devices)) for weight in table.weights}
         self.stacks = [name for name in self.weights if name.startswith(_BLOCKS)]
         self.by_output = {weight.name for weight in table.weights if weight.by_output}
         # Where float32 is asked for, products are not rounded to the 10 bits of TF32.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..compiler.collectives import all_reduce, device_index
 from . import kernels
 
 Matrix = jax.Array | tuple[jax.Array, ...]
@@ -17,11 +18,20 @@ def is_packed(weight: Matrix) -> bool:
     return isinstance(weight, tuple) or kernels.is_packed(weight)
 
 
-def embed(ids: jax.Array, weight: jax.Array, vocab_size: int, width: int) -> jax.Array:
-    """The rows of an embedding. ids: (T,) int32; weight: (vocab_size, width), or packed as (width, vocab_size)."""
+def embed(ids: jax.Array, weight: jax.Array, vocab_size: int, width: int, devices: int = 1) -> jax.Array:
+    """The rows of an embedding. ids: (T,) int32; weight: (vocab_size, width), or packed as (width, vocab_size).
+
+    devices: of a mesh; each has all rows, or an equal share of them in order
+    """
     if kernels.is_packed(weight):
         return kernels.embed(ids, weight, vocab_size, width)
-    return jnp.take(weight, ids, axis=0)
+    rows = weight.shape[0]
+    if rows == vocab_size:
+        return jnp.take(weight, ids, axis=0)
+    own = ids - device_index() * rows
+    is_here = (own >= 0) & (own < rows)
+    found = jnp.where(is_here[:, None], jnp.take(weight, jnp.where(is_here, own, 0), axis=0), 0)
+    return all_reduce(found, devices)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, use_kernels: bool = False) -> jax.Array:
@@ -51,6 +61,14 @@ def linear(x: jax.Array, weight: Matrix, outputs: int, bias: jax.Array | None = 
         return kernels.matmul(x, weight, outputs, bias)
     else:
         y = jnp.matmul(x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
+    return y if bias is None else y + bias
+
+
+def reduced_linear(x: jax.Array, weight: Matrix, outputs: int, bias: jax.Array | None, devices: int) -> jax.Array:
+    """`linear` where each device of a mesh has some of the inputs, and of the weight what they are multiplied by."""
+    if devices == 1:
+        return linear(x, weight, outputs, bias)
+    y = all_reduce(linear(x, weight, outputs), devices)
     return y if bias is None else y + bias
 
 

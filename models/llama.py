@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .layers import add_rms_norm, embed, is_packed, linear, rms_norm, swiglu
+from ..compiler.collectives import all_gather
+from .layers import add_rms_norm, embed, is_packed, linear, reduced_linear, rms_norm, swiglu
 from .llama_config import Config
 
 Attend = Callable[[jax.Array], jax.Array]
@@ -20,12 +21,12 @@ Attend = Callable[[jax.Array], jax.Array]
 
 
 class Block(nnx.Module):
-    """One decoder layer."""
+    """One decoder layer, or what one of several devices computes of it."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, devices: int = 1):
         d, f = config.hidden_size, config.intermediate_size
         qkv = config.query_width + 2 * config.kv_width
-        self.norm_eps = config.norm_eps
+        self.norm_eps, self.devices = config.norm_eps, devices
         self.widths = (qkv, d, f)
 
         def matrix(inputs: int, outputs: int, scale: float = 1.0) -> nnx.Param:
@@ -52,27 +53,31 @@ class Block(nnx.Module):
         h = attend(linear(h, self.qkv.get_value(), qkv, _value(self.qkv_bias)))
         if rows is not None:  # behind attention, tokens know nothing of each other
             x, h = x[rows], h[rows]
-        delta = linear(h, self.o.get_value(), d, _value(self.o_bias))
+        delta = reduced_linear(h, self.o.get_value(), d, _value(self.o_bias), self.devices)
         x, h = add_rms_norm(x, delta, self.post_norm[...], self.norm_eps, use_kernels=packed)
         h = swiglu(h, self.gate_up.get_value(), f, _value(self.gate_up_bias))
-        return x + linear(h, self.down.get_value(), d, _value(self.down_bias))
+        return x + reduced_linear(h, self.down.get_value(), d, _value(self.down_bias), self.devices)
 
 
 class Llama(nnx.Module):
     """LlamaForCausalLM; parameter paths are the weight names of `Config.weights`."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, devices: int = 1):
+        """devices: of the mesh over which the model is split; `config` then is that of one part, `Config.part`."""
+        self.devices = devices
         self.norm_eps, self.vocab_size, self.hidden_size = config.norm_eps, config.vocab_size, config.hidden_size
         shape = (config.vocab_size, config.hidden_size)
         self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
-        self.blocks = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
+        self.blocks = nnx.List(
+            [Block(config, rngs=rngs, dtype=dtype, devices=devices) for _ in range(config.num_layers)]
+        )
         self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
         # One assignment: nnx settles at the first one whether an attribute is data.
         self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype)) if not config.tied else None
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """tokens: (T,) int32; (T, D) out."""
-        return embed(tokens, self.embed.get_value(), self.vocab_size, self.hidden_size)
+        return embed(tokens, self.embed.get_value(), self.vocab_size, self.hidden_size, self.devices)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """x: (R, D) residual stream of the rows that want logits; (R, V) float32 out."""
@@ -82,8 +87,10 @@ class Llama(nnx.Module):
         if packed:
             return linear(h, weight, self.vocab_size)
         if self.head is None:
-            return jnp.einsum("rd,vd->rv", h, weight, preferred_element_type=jnp.float32)
-        return jnp.matmul(h, weight, preferred_element_type=jnp.float32)
+            logits = jnp.einsum("rd,vd->rv", h, weight, preferred_element_type=jnp.float32)
+        else:
+            logits = jnp.matmul(h, weight, preferred_element_type=jnp.float32)
+        return logits if logits.shape[1] == self.vocab_size else all_gather(logits, self.devices)
 
 
 def _value(param: nnx.Param | None) -> jax.Array | None:

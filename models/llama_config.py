@@ -9,11 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import ModelError
+from .. import ConfigError, ModelError
 from ..compiler.limits import CacheGroup, PageFormat, page_bytes
-from ..compiler.weights import Packing, Weight, WeightTable
+from ..compiler.weights import Packing, Split, Weight, WeightTable
 from .config_keys import number, optional, refuse_unsupported, require
 from .rope import Rope
+
+SHARDING: dict[str, Split] = {
+    "qkv": "outputs", "qkv_bias": "outputs", "o": "inputs",
+    "gate_up": "outputs", "gate_up_bias": "outputs", "down": "inputs",
+    "embed": "outputs", "head": "outputs",
+}  # fmt: skip
+"""How the devices of a mesh share the weights: heads and columns of the MLP, so that the results of `o` and `down` are
+added up, and rows of the vocabulary. Source: Megatron-LM, arXiv:1909.08053, section 3."""
+
+_VOCABULARY = ("embed", "head")
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,30 @@ class Config:
     @property
     def kv_width(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    def part(self, devices: int) -> Config:
+        """What one device of a mesh computes of each layer; raises ConfigError for what cannot be split so."""
+        shared = {
+            "attention heads": self.num_heads,
+            "heads of keys and values": self.num_kv_heads,
+            "columns of the MLP": self.intermediate_size,
+        }
+        if uneven := [f"{count} {what}" for what, count in shared.items() if count % devices]:
+            possible = [n for n in range(2, devices) if not any(count % n for count in shared.values())]
+            fewer = f"Give {' or '.join(map(str, possible))} of them, or one." if possible else "Give one device."
+            raise ConfigError(f"the model cannot be split over {devices} devices: it has {' and '.join(uneven)}", fewer)
+        return replace(
+            self,
+            num_heads=self.num_heads // devices,
+            num_kv_heads=self.num_kv_heads // devices,
+            intermediate_size=self.intermediate_size // devices,
+        )
+
+    def sharding(self, devices: int) -> dict[str, Split]:
+        """How so many devices share the weights, by name; a vocabulary that they cannot share stays whole."""
+        if self.vocab_size % devices:
+            return {name: split for name, split in SHARDING.items() if name not in _VOCABULARY}
+        return SHARDING
 
     def cache_groups(self, page_tokens: int, page_format: PageFormat = "float32") -> tuple[CacheGroup, ...]:
         """One group: every layer sees the whole row."""

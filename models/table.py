@@ -11,7 +11,7 @@ from .. import UnsupportedArchitecture
 
 if TYPE_CHECKING:
     from ..compiler.limits import CacheGroup, PageFormat
-    from ..compiler.weights import Packing, WeightTable
+    from ..compiler.weights import Packing, Split, WeightTable
 
 
 class Config(Protocol):
@@ -23,6 +23,8 @@ class Config(Protocol):
     def max_position(self) -> int: ...
     def weights(self, packing: Packing = ..., own: Mapping[str, Packing] | None = ...) -> WeightTable: ...
     def cache_groups(self, page_tokens: int, page_format: PageFormat) -> tuple[CacheGroup, ...]: ...
+    def part(self, devices: int) -> Config: ...
+    def sharding(self, devices: int) -> Mapping[str, Split]: ...
 
 
 @dataclass(frozen=True)

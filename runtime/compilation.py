@@ -91,8 +91,9 @@ class Compilation:
         config, limits = wanted.config, wanted.limits
         self.report.reason, self.report.compiled = "lowered" if self.portable else "compiled", True
         with self.report.timed("compile"):
-            module = build_text_pipeline(wanted.architecture, config, limits, wanted.weights)
-            groups = config.cache_groups(limits.page_tokens, limits.page_format)
+            devices = self.target.devices
+            module = build_text_pipeline(wanted.architecture, config, limits, wanted.weights, devices)
+            groups = config.part(devices).cache_groups(limits.page_tokens, limits.page_format)
             options = Options(
                 self.use_subgraphs,
                 facts={

@@ -42,7 +42,7 @@ def _within(wanted: dict[str, Any], factors: dict[str, Any], allowed: tuple[str,
 
 
 def _same_platform(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one.get(name) == other.get(name) for name in ("platform", "machine"))
+    return all(one.get(name) == other.get(name) for name in ("platform", "machine", "topology"))
 
 
 def _is_subset(needed: dict[str, Any], offered: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -208,6 +208,11 @@ def _chooser(arguments: tuple[int, ...]) -> Callable[[list[xla.Buffer]], Sequenc
 
 
 def _check(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> xla.Buffer:
+    _check_type(value, want, position)
+    return value.array if isinstance(value, Buffer) else xla.put(np.asarray(value, order="C"))
+
+
+def _check_type(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> None:
     if not isinstance(value, (np.ndarray, Buffer)):
         raise InputError(f"input {want.name} at position {position} is a {type(value).__name__}", "Pass an array.")
     if value.shape != want.shape or str(value.dtype) != want.dtype:
@@ -215,13 +220,30 @@ def _check(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> xla.B
         raise InputError(
             f"input {want.name} at position {position} is {have}", f"It must be {TensorType(want.dtype, want.shape)}."
         )
-    return value.array if isinstance(value, Buffer) else xla.put(np.asarray(value, order="C"))
 
 
-def bind(specs: Sequence[TensorSpec], registry: Mapping[str, np.ndarray]) -> dict[str, xla.Buffer]:
-    """The weights that graphs want, as buffers that share the registry's memory; raises InputError for wrong ones."""
+Parts = Callable[[str, np.ndarray], Iterable[np.ndarray]]
+"""From a weight's name and the whole of it to what each device has, in their order."""
+
+
+def bind(
+    specs: Sequence[TensorSpec], registry: Mapping[str, np.ndarray], parts: Parts | None = None
+) -> dict[str, xla.Buffer]:
+    """The weights that graphs want, as buffers that share the registry's memory; raises InputError for wrong ones.
+
+    parts: on a mesh, whose graphs are those of one device
+    """
     wanted = {spec.name: spec for spec in specs}
     missing = sorted(set(wanted) - set(registry))
     if missing:
         raise InputError(f"no weight was given for {', '.join(missing[:8])}", "Pass them in weights_registry by name.")
-    return {name: _check(registry[name], spec, i) for i, (name, spec) in enumerate(wanted.items())}
+
+    def checked(position: int, spec: TensorSpec) -> Iterator[np.ndarray]:
+        assert parts is not None
+        for part in parts(spec.name, registry[spec.name]):
+            _check_type(part, spec, position)
+            yield part
+
+    if parts is None:
+        return {name: _check(registry[name], spec, i) for i, (name, spec) in enumerate(wanted.items())}
+    return {name: xla.put_parts(checked(i, spec)) for i, (name, spec) in enumerate(wanted.items())}

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ..cache.key import Key, make_key, toolchain
 from ..cache.trust import Trust
 from ..compiler import Graph, Module, Target, TensorType, compat, native, xla
 from ..compiler.dump import Dump, dump_folder
+from ..compiler.weights import Weight, WeightTable
 from .ladder import runs_here
 from .model import Executables, GraphSpec, Model, State, TensorSpec, bind
 
@@ -70,6 +72,23 @@ class CompiledModels:
         """What the code has to run on: the target it is for, and for CPUs this host, whatever level the code is for."""
         target = Target.parse(self.target)
         return Target.parse("cpu") if target.platform == "cpu" else target
+
+    def weight_parts(self, name: str, array: np.ndarray) -> Iterator[np.ndarray]:
+        """What each device has of a weight, in their order; a weight that the artifact does not describe is whole."""
+        weight = self._weights.get(name)
+        every = range(self.devices)
+        return (array if weight is None else weight.part(array, device, self.devices) for device in every)
+
+    @cached_property
+    def _weights(self) -> dict[str, Weight]:
+        described = self.artifact.find(mef.WEIGHTS, "")
+        table = WeightTable.from_json(self.artifact.json(mef.WEIGHTS)) if described else WeightTable(())
+        return {weight.name: weight for weight in table.weights}
+
+    @property
+    def devices(self) -> int:
+        """How many devices execute the code together."""
+        return int(self.artifact.json(mef.COMPAT).get("devices", 1))
 
     @property
     def libraries(self) -> list[str]:
@@ -189,7 +208,9 @@ class InferenceSession:
         compiled.check(self.target)
         xla.start_client()
         specs = {spec.name: spec for graph in compiled.graphs.values() for spec in graph.weights}
-        weights = bind(list(specs.values()), weights_registry or {})
+        weights = bind(
+            list(specs.values()), weights_registry or {}, compiled.weight_parts if compiled.devices > 1 else None
+        )
         executables, state = executables or Executables(compiled.load_executable), state or State()
         return {name: Model(graph, executables, weights, state) for name, graph in compiled.graphs.items()}
 

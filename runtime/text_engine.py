@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -54,11 +54,13 @@ def start(
     *,
     scheduling: SchedulingConfig | None = None,
     max_waiting: int | None = None,
+    device_ids: Sequence[int] = (),
 ) -> Started:
     """Prepares and loads; the executables of decoding and of a prompt of this length first, others when needed.
 
     prepare: called once, and once more when what the store gave turns out to be damaged
     max_waiting: requests that may wait for a row, None for any number
+    device_ids: the numbers of the GPUs to run on; the first ones without
     """
 
     def engine(models: dict[str, Model], found: Prepared, state: State) -> Engine:
@@ -75,13 +77,17 @@ def start(
 
     found = prepare()
     try:
-        return _load(found, store, prompt_tokens, engine)
+        return _load(found, store, prompt_tokens, device_ids, engine)
     except CacheError:
-        return _load(prepare(), store, prompt_tokens, engine)
+        return _load(prepare(), store, prompt_tokens, device_ids, engine)
 
 
 def _load(
-    found: Prepared, store: Store, prompt_tokens: int, engine: Callable[[dict[str, Model], Prepared, State], Engine]
+    found: Prepared,
+    store: Store,
+    prompt_tokens: int,
+    device_ids: Sequence[int],
+    engine: Callable[[dict[str, Model], Prepared, State], Engine],
 ) -> Started:
     """Loads code and weights at once; raises CacheError for damaged ones, which are set aside by then."""
     started = time.perf_counter()
@@ -90,7 +96,7 @@ def _load(
     device = compiled.device()
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
         weights = pool.submit(_weights, found)
-        xla_targets.use_device(device, compiled.libraries)
+        xla_targets.use_device(device, compiled.libraries, device_ids)
         xla.start_client()
         pages = pool.submit(_make_pages, compiled, limits, executables, state)
         code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]

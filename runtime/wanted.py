@@ -37,7 +37,8 @@ def limits_of(
     """The sizes that the settings ask for; raises ConfigError for a context longer than the model was made for."""
     page_tokens = batch.kv_cache_page_size
     page_format = choose_page_format(batch.kv_cache_format, packing, element)
-    page_bytes = sum(group.page_bytes for group in config.cache_groups(page_tokens, page_format))
+    part = config.part(target.devices)
+    page_bytes = sum(group.page_bytes for group in part.cache_groups(page_tokens, page_format))
     wanted = model.max_length or default_length(config.max_position, page_tokens, page_bytes)
     if model.max_length is None and wanted < config.max_position:
         logger.warning(

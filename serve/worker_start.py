@@ -82,7 +82,11 @@ class WorkerStart:
             return prepared
 
         self._started = started = start(
-            prepare, preparation.store, scheduling=config.scheduling, max_waiting=config.queue.max_waiting
+            prepare,
+            preparation.store,
+            scheduling=config.scheduling,
+            max_waiting=config.queue.max_waiting,
+            device_ids=config.pipeline.compiling.device_ids,
         )
         total = time.perf_counter() - began
         compile_seconds = started.report.seconds.get("compile", 0.0)

@@ -162,7 +162,9 @@ def _show(facts: dict[str, Any]) -> None:
             click.echo(f"checkpoint  {path}")
     if compat:
         needs = compat.get("requires") or []
-        click.echo(f"needs       {compat.get('platform', '')}, {len(needs)} instruction sets: {' '.join(needs)}")
+        devices = compat.get("devices", 1)
+        platform = f"{devices} devices of {compat.get('target')}" if devices > 1 else compat.get("platform", "")
+        click.echo(f"needs       {platform}, {len(needs)} instruction sets: {' '.join(needs)}")
     if facts["custom_calls"]:
         click.echo(f"handlers    {', '.join(facts['custom_calls'])}")
     if provenance:

@@ -1,10 +1,11 @@
-"""A target: a platform, an architecture of it, and for TPUs a topology; `parse` reads what `--target` takes."""
+"""A target: a platform, an architecture of it, and how many devices; `parse` reads what `--target` takes."""
 
 from __future__ import annotations
 
 import functools
 import platform as host_platform
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ Lowering = Literal["cpu", "gpu", "xla"]
 _DEFAULTS = {"cuda": "sm_80", "hip": "gfx942", "tpu": "v5e", "cpu": "native"}
 _LOWERINGS: dict[str, Lowering] = {"cpu": "cpu", "cuda": "gpu"}
 _XLA_PLATFORMS = {"hip": "rocm"}
+_MESH = re.compile(r"1x1x([1-9]\d*)")
+_MAX_DEVICES = 64
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Target:
     """What code is compiled for.
 
     arch:     as in the data files, or "native" for the CPU of this host
-    topology: the chips that a TPU host has, as "2x2"; empty on other platforms
+    topology: the chips that a TPU host has, as "2x2"; the mesh of several GPUs, data x expert x tensor, as "1x1x2"
     features: the instruction sets that code for a CPU may use, by their names in /proc/cpuinfo
     """
 
@@ -38,6 +41,9 @@ class Target:
         """Reads `<platform>[:<arch>[:<topology>]]`; raises ConfigError naming near targets and all that exist."""
         if text in ("cpu", "cpu:native"):
             return Target("cpu", "native", features=cpu_features.host_features())
+        gpu, _, mesh = text.rpartition(":")
+        if gpu.startswith("cuda:") and gpu in target_names() and (found := _MESH.fullmatch(mesh)):
+            return Target.parse(gpu).over(int(found[1]))
         if text not in target_names():
             raise _unknown(text)
         platform, arch, topology = [*text.split(":"), "", ""][:3]
@@ -48,10 +54,31 @@ class Target:
             return Target(platform, arch, topology or _topologies(arch)[0])
         return Target(platform, arch)
 
+    def over(self, devices: int) -> Target:
+        """The same for a mesh of so many devices, which compute each layer together; raises ConfigError."""
+        if devices == 1:
+            return self
+        if self.platform != "cuda":
+            raise ConfigError(
+                f"a model cannot be split over {devices} devices of {self.name}: only NVIDIA's GPUs make a mesh yet",
+                "Give one device.",
+            )
+        if devices > _MAX_DEVICES:
+            raise ConfigError(
+                f"a mesh of {devices} devices is not there: a host has at most {_MAX_DEVICES}", "Give fewer devices."
+            )
+        return replace(self, topology=f"1x1x{devices}")
+
+    @property
+    def devices(self) -> int:
+        """How many devices execute the code together, each with its part of the weights and pages."""
+        found = _MESH.fullmatch(self.topology)
+        return int(found[1]) if found else 1
+
     @property
     def name(self) -> str:
         parts = [self.platform, self.arch]
-        if self.topology and self.topology != _topologies(self.arch)[0]:
+        if self.topology and (self.platform != "tpu" or self.topology != _topologies(self.arch)[0]):
             parts.append(self.topology)
         return ":".join(parts)
 

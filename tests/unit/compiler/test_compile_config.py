@@ -33,3 +33,26 @@ def test_a_gpu_without_figures_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "attached", lambda platform: ("sm_75",))
     with pytest.raises(ConfigError, match="there is no target 'cuda:sm_75'"):
         CompileConfig(devices="gpu").target()
+
+
+def test_gpus_are_named_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ("sm_90", "sm_90", "sm_80")
+    monkeypatch.setattr(config, "attached", lambda platform: here if platform == "cuda" else ())
+    assert CompileConfig(devices="gpu:2").target() == Target.parse("cuda:sm_80")
+    both = CompileConfig(devices="gpu:1,0")
+    assert (both.target(), both.device_ids) == (Target.parse("cuda:sm_90:1x1x2"), (1, 0))
+    assert CompileConfig(devices="gpu").device_ids == CompileConfig().device_ids == ()
+    assert CompileConfig(devices="cuda:sm_90:1x1x2").target().devices == 2
+    with pytest.raises(ConfigError, match="names GPU 3, and this host has 3 GPUs") as caught:
+        CompileConfig(devices="gpu:0,3").target()
+    assert "--target cuda:sm_90 --devices gpu:0,3" in caught.value.hint
+    with pytest.raises(ConfigError, match="names GPUs that differ: sm_80, sm_90"):
+        CompileConfig(devices="gpu:1,2").target()
+    with pytest.raises(ConfigError, match="this host has no cuda:sm_90:1x1x4 to run on"):
+        CompileConfig(devices="cuda:sm_90:1x1x4").target()
+
+
+@pytest.mark.parametrize("devices", ["gpu:", "gpu:a", "gpu:0,", "gpu:0,0", "gpu:-1", "gpu:0;1"])
+def test_numbers_that_are_none_are_refused(devices: str) -> None:
+    with pytest.raises(ValueError, match="give the number of each once"):
+        CompileConfig(devices=devices)

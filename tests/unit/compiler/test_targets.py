@@ -76,6 +76,22 @@ def test_unknown_targets_name_near_ones_and_all(text: str, guess: str) -> None:
     assert all(name in caught.value.hint for name in LISTED)
 
 
+def test_a_mesh_is_a_target_of_its_own() -> None:
+    mesh = Target.parse("cuda:sm_90:1x1x2")
+    assert mesh == Target.parse("cuda:sm_90").over(2) and Target.parse(mesh.name) == mesh
+    assert (mesh.devices, mesh.figures) == (2, Target.parse("cuda:sm_90").figures)
+    assert mesh.spec()["topology"] == "1x1x2" and mesh.spec() != Target.parse("cuda:sm_90:1x1x4").spec()
+    assert Target.parse("cuda:sm_90:1x1x1") == Target.parse("cuda:sm_90")
+    assert Target.parse("tpu:v5e:2x2").devices == Target.parse("cpu").devices == 1
+    for text in ("cuda:sm_90:1x2x2", "cuda:sm_90:1x1x0", "cuda:1x1x2", "hip:gfx942:1x1x2"):
+        with pytest.raises(ConfigError, match="there is no target"):
+            Target.parse(text)
+    with pytest.raises(ConfigError, match="split over 2 devices of hip:gfx942: only NVIDIA's GPUs"):
+        Target.parse("hip").over(2)
+    with pytest.raises(ConfigError, match="a mesh of 65 devices"):
+        Target.parse("cuda:sm_90:1x1x65")
+
+
 # --- data ----------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +249,15 @@ def test_an_artifact_of_a_target_fits_that_target_and_no_other_platform(name: st
 def test_code_of_another_architecture_is_refused() -> None:
     with pytest.raises(CacheError, match="its code is sm_90a, and the device takes sm_100a"):
         compat.check(compat.stamp(Target.parse("cuda:sm_90")), Target.parse("cuda:sm_100"))
+
+
+def test_code_for_a_mesh_needs_as_many_devices() -> None:
+    one, two = Target.parse("cuda:sm_90"), Target.parse("cuda:sm_90:1x1x2")
+    assert compat.stamp(two)["devices"] == 2
+    with pytest.raises(CacheError, match="for cuda:sm_90:1x1x2 and cannot run on cuda:sm_90: it runs on 2 devices"):
+        compat.check(compat.stamp(two), one)
+    with pytest.raises(CacheError, match="it runs on 1 devices together, and here 2"):
+        compat.check(compat.stamp(one) | {"form": "lowered"}, two)
 
 
 def test_code_for_more_than_a_host_has_is_refused() -> None:

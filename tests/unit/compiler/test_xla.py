@@ -54,7 +54,7 @@ def count_up(weights: Any, state: Any) -> Any:
 EXTENSION = {
     "array_result_handler", "batched_block_until_ready", "batched_device_put", "buffer_to_dlpack_managed_tensor",
     "get_topology_for_devices", "hlo_module_cost_analysis", "HostBufferSemantics", "JaxRuntimeError", "mlir",
-    "SingleDeviceSharding", "DeviceTopology",
+    "SingleDeviceSharding", "DeviceTopology", "ArrayImpl", "GSPMDSharding",
 }  # fmt: skip
 
 
@@ -80,6 +80,9 @@ def test_names_of_xla_client_and_of_its_objects():
     assert hasattr(extension.HostBufferSemantics, "IMMUTABLE_ONLY_DURING_CALL")
     buffer = xla.put(np.zeros(4, np.float32))
     assert {"aval", "unsafe_buffer_pointer"} <= set(dir(buffer))
+    assert callable(xla_client.HloSharding.manual)
+    assert {"num_replicas", "device_assignment"} <= set(dir(options))
+    assert callable(xla_client.DeviceAssignment.create) and hasattr(buffer, "_arrays")
     array, _ = buffer._single_device_array_to_np_array_did_copy()
     assert array.tolist() == [0, 0, 0, 0]
 

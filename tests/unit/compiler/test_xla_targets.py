@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from max import CompileError
+from max import CompileError, ConfigError
 from max.compiler import Graph, Target, TensorType, merge, xla, xla_compiler, xla_lowering, xla_targets
 from max.compiler.dump import Dump
 from max.compiler.targets import host_features
@@ -95,3 +95,12 @@ def test_protobuf_fields() -> None:
         xla_targets._field(message, 5)
     long = b"x" * 300
     assert xla_targets._field(xla_targets._message(20, long) + xla_targets._message(4, b"y"), 20) == long
+
+
+def test_a_mesh_on_a_host_with_fewer_devices_names_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xla_targets, "attached", lambda platform: ("sm_90",))
+    with pytest.raises(
+        ConfigError, match="for cuda:sm_90:1x1x2 runs on 2 devices together, and this host has 1"
+    ) as error:
+        xla_targets.use_device(Target.parse("cuda:sm_90:1x1x2"))
+    assert "--devices" in error.value.hint

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from transformers import LlamaConfig
 
-from max import ModelError
+from max import ConfigError, ModelError
 from max.compiler.limits import PageFormat
 from max.compiler.weights import WeightTable
 from max.models.llama_config import Config
@@ -148,3 +148,30 @@ def test_pages_take_half_the_bytes_in_bfloat16():
     config = Config.from_hf(SMALL)
     (wide,), (narrow,) = (config.cache_groups(16, page_format) for page_format in get_args(PageFormat))
     assert wide.page_bytes == 2 * narrow.page_bytes == config.num_layers * 16 * 2 * config.kv_width * 4
+
+
+def test_a_part_has_its_share_of_heads_and_columns() -> None:
+    config = Config.from_hf(GROUPED)
+    part = config.part(2)
+    assert (part.num_heads, part.num_kv_heads, part.intermediate_size) == (2, 1, config.intermediate_size // 2)
+    assert (part.hidden_size, part.head_dim, part.vocab_size) == (64, config.head_dim, config.vocab_size)
+    assert config.part(1) == config
+
+
+@pytest.mark.parametrize(
+    ("devices", "what", "hint"),
+    [
+        (4, "split over 4 devices: it has 2 heads of keys and values", "Give 2 of them, or one."),
+        (3, "it has 4 attention heads and 2 heads of keys and values", "Give 2 of them, or one."),
+    ],
+)
+def test_what_cannot_be_split_is_named(devices: int, what: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=what) as caught:
+        Config.from_hf(GROUPED).part(devices)
+    assert caught.value.hint == hint
+
+
+def test_a_vocabulary_that_does_not_divide_stays_whole() -> None:
+    config = Config.from_hf(GROUPED)
+    assert set(config.sharding(2)) - set(config.sharding(3)) == {"embed", "head"}
+    assert {weight.split for weight in config.weights().split(config.sharding(3)).weights} == {"", "outputs", "inputs"}
