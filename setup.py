@@ -7,7 +7,9 @@ import os
 import shlex
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -44,6 +46,18 @@ class BuildKernels(build_ext):
             )
             self.extensions = []
         super().run()
+
+    def build_extensions(self) -> None:
+        """Compiles one file on each core; setuptools alone would take them in turn."""
+        compile_files = self.compiler.compile
+
+        def compile_beside(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                made = pool.map(lambda source: compile_files([source], **options), sources)
+                return [path for paths in made for path in paths]
+
+        self.compiler.compile = compile_beside
+        super().build_extensions()
 
 
 class BuildSources(build_py):

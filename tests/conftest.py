@@ -1,6 +1,7 @@
 """What holds for all tests: strict dtypes, two devices, and never the user's own cache or settings."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ os.environ |= {
 }
 for name in [name for name in os.environ if name.startswith(("MAX_", "MODULAR_"))]:
     del os.environ[name]
+# A job in a shell's background ignores ^C, and what it starts inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,39 @@
+"""Builds the C++ program that tests the kernels without Python and XLA."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+KERNELS = Path(__file__).parents[2] / "compiler" / "kernels"
+COMPILER = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or ""]
+_SOURCES = [path for path in sorted(KERNELS.glob("*.cpp")) if path.name != "ffi_handlers.cpp"]
+_FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-pthread", f"-I{KERNELS}"]
+
+
+def build(folder: Path, *flags: str, compiler: list[str] = COMPILER) -> Path:
+    """Compiles one file on each core and links the program; a warning is an error."""
+
+    def run(*arguments: str) -> None:
+        done = subprocess.run([*compiler, *_FLAGS, *flags, *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def compile_one(source: Path) -> str:
+        made = str(folder / f"{source.stem}.o")
+        run("-c", str(source), "-o", made)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, [Path(__file__).with_name("kernel_test.cpp"), *_SOURCES]))
+    program = folder / "kernel_test"
+    run(*objects, "-o", str(program))
+    return program
+
+
+def assert_it_passes(program: Path, *arguments: str) -> None:
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all kernels passed\n", "")
