@@ -1,7 +1,7 @@
 """The adapter to XLA, continued: the machines that code is compiled for, and compilers for those that are not here.
 
 A target's plugin is loaded by path and asked for a topology; that gives devices which can be compiled for and nothing
-else. Imports jaxlib alone. `TargetCompiler` is used by the compile process (targets/worker.py), where a crash stays.
+else. Imports jaxlib alone. `TargetCompiler` is used by the compile process (compile_worker.py), where a crash stays.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ..cache import mef
 from ..cache.key import make_key, toolchain
 from ..cache.store import Store
 from ..cache.verdict import Verdict
-from ..compiler import Target, TensorType, native, probe
+from ..compiler import Target, TensorType, compat, native, probe
 from .session import CompiledModels
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,17 @@ def _try_in_memory(artifact: mef.Mef) -> str:
             return try_artifact(Path(file.name))
     except OSError as error:
         return f"it cannot be written to a file for its trial: {error.strerror}"
+
+
+def not_for_here(artifact: mef.Mef) -> str:
+    """Why this machine cannot run an artifact that may be sound elsewhere; "" for one that can be tried."""
+    if compat.is_lowered(artifact):
+        return "it holds no code yet"
+    try:
+        CompiledModels(artifact).check(Target.parse("cpu"))
+    except CacheError as error:
+        return error.message
+    return ""
 
 
 def try_artifact(path: Path) -> str:

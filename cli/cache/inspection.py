@@ -18,7 +18,6 @@ from .options import cache_command, print_json
 from .table import print_table, size
 
 _ALIASES = {"stablehlo": mef.MODULE}
-_BINARY = (mef.MODULE, mef.NATIVE)
 
 
 @cache_command()

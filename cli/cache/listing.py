@@ -11,12 +11,12 @@ import click
 
 from ...cache.catalog import Entry, entries
 from ...cache.config import CacheConfig
+from ...cache.folder import SUBFOLDERS
 from ...cache.store import Store
 from .options import cache_command, print_json
 from .table import ago, print_table, size
 
 _KEY_DIGITS = 12
-_FOLDERS = ("blobs", "prepared", "index", "bindings", "signatures", "verdicts", "quarantine", "tmp", "leases")
 
 
 @cache_command()
@@ -81,7 +81,7 @@ def stats(config: CacheConfig, store: Store, as_json: bool) -> None:
 
 def _figures(config: CacheConfig, store: Store) -> dict[str, Any]:
     found = entries(store)
-    folders = {name: _tree(store.root / name) for name in _FOLDERS}
+    folders = {name: _tree(store.root / name) for name in SUBFOLDERS}
     return {
         "cache_dir": str(store.root),
         "entries": len(found),

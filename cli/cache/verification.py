@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -25,11 +25,12 @@ from .table import print_table
 
 @dataclass(frozen=True)
 class Checked:
-    """One file of the cache; `trouble` is "" for a sound one."""
+    """One file of the cache; `trouble` is "" for a sound one, and `untried` says why --run could not try it here."""
 
     kind: str
     name: str
     trouble: str
+    untried: str = ""
 
 
 @cache_command("require_signed", "trusted_keys")
@@ -39,6 +40,7 @@ def command(config: CacheConfig, store: Store, as_json: bool, names: tuple[str, 
     """Compare every hash of entries, bindings and prepared weights; of all of them unless some are named.
 
     Ends with exit code 1 when something is damaged; the next start that meets it sets it aside and makes it again.
+    What was compiled for other machines is not tried.
 
     \b
     max cache verify
@@ -48,15 +50,28 @@ def command(config: CacheConfig, store: Store, as_json: bool, names: tuple[str, 
     found = find_all(store, names)
     checked = [*_damaged_records(store), *(each for entry in found for each in _check(store, entry, tries))]
     checked += _check_prepared(store, found)
-    bad = [each for each in checked if each.trouble]
-    if as_json:
-        print_json({"checked": len(checked), "damaged": [asdict(each) for each in bad]})
-    else:
-        if bad:
-            print_table(("kind", "name", "trouble"), [[each.kind, each.name[:16], each.trouble] for each in bad])
-        click.echo(f"{len(checked)} checked, {len(bad)} damaged")
-    if bad:
+    _show(checked, as_json)
+    if any(each.trouble for each in checked):
         raise Exit(1)
+
+
+def _show(checked: list[Checked], as_json: bool) -> None:
+    bad = [each for each in checked if each.trouble]
+    untried = [each for each in checked if each.untried]
+    if as_json:
+        print_json(
+            {
+                "checked": len(checked),
+                "damaged": [{"kind": each.kind, "name": each.name, "trouble": each.trouble} for each in bad],
+                "untried": [{"name": each.name, "reason": each.untried} for each in untried],
+            }
+        )
+        return
+    if bad:
+        print_table(("kind", "name", "trouble"), [[each.kind, each.name[:16], each.trouble] for each in bad])
+    if untried:
+        print_table(("not tried here", "reason"), [[each.name[:16], each.untried] for each in untried])
+    click.echo(f"{len(checked)} checked, {len(bad)} damaged" + (f", {len(untried)} not tried" if untried else ""))
 
 
 def _damaged_records(store: Store) -> Iterator[Checked]:
@@ -90,9 +105,15 @@ def _check(store: Store, entry: Entry, tries: bool) -> Iterator[Checked]:
     if store.trust.required and not store.trust.signers(record.key, record.mef, store.signatures(record.key)):
         yield Checked("signature", record.key, f"no signature of a key in {store.trust.keys_file}")
     if tries and not trouble:
-        from ...runtime.trial import try_artifact
+        yield _tried(record.mef, path)
 
-        yield Checked("trial", record.mef, try_artifact(path))
+
+def _tried(mef: str, path: Path) -> Checked:
+    from ...runtime.trial import not_for_here, try_artifact
+
+    if reason := not_for_here(Mef.open(path)):
+        return Checked("trial", mef, "", reason)
+    return Checked("trial", mef, try_artifact(path))
 
 
 def _check_prepared(store: Store, found: list[Entry]) -> Iterator[Checked]:

@@ -108,6 +108,10 @@ def test_stats(store, call) -> None:
     assert (found["entries"], found["checkpoints"], found["folders"]["blobs"]["files"]) == (2, 1, 2)
     assert found["folders"]["blobs"]["bytes"] == sum(p.stat().st_size for p in store.root.glob("blobs/*/*"))
     assert "2 entries for 1 checkpoints" in call("stats")
+    assert store.publish_tokenizer("e" * 32, b"x" * 1000)
+    counted = json.loads(call("stats", "--json"))
+    files = [path for path in store.root.rglob("*") if path.is_file() and path.name != "VERSION"]
+    assert counted["bytes"] == sum(path.stat().st_size for path in files) > found["bytes"] + 1000
 
 
 def test_inspect(store, call, tmp_path: Path) -> None:
@@ -192,7 +196,7 @@ def test_prune_clears_the_quarantine_when_told(store, call) -> None:
 
 def test_verify_names_what_is_damaged(store, call) -> None:
     (store.root / "bindings" / f"{'d' * 32}.json").unlink()  # its prepared weights were never made
-    assert json.loads(call("verify", "--json")) == {"checked": 4, "damaged": []}
+    assert json.loads(call("verify", "--json")) == {"checked": 4, "damaged": [], "untried": []}
     blob = next(store.root.glob("blobs/*/*"))
     data = bytearray(blob.read_bytes())
     data[5000] ^= 1
@@ -253,3 +257,28 @@ def test_help_has_examples_and_loads_little(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"\n  max cache {name}".rstrip() in done.stdout.partition("\n")[2], "an example"
+
+
+def test_what_is_for_other_machines_is_not_tried(cache_dir: Path, call) -> None:
+    stamps = {
+        "lowered": {"form": "lowered", "platform": "cuda", "target": "cuda:sm_90", "requires": []},
+        "a GPU's": {"platform": "cuda", "target": "cuda:sm_90", "requires": []},
+        "a larger CPU's": {"platform": "cpu", "target": "cpu:native", "requires": ["avx1024"]},
+    }
+    store = Store.open(CacheConfig(cache_dir=cache_dir))
+    for name, stamp in stamps.items():
+
+        def write_one(path: Path, stamp: dict[str, object] = stamp) -> None:
+            with MefWriter(path) as writer:
+                writer.add_json(mef.MANIFEST, "", {"target": stamp["target"], "facts": {}, "graphs": {}})
+                writer.add_json(mef.SIGNATURES, "", {})
+                writer.add_json(mef.COMPAT, "", stamp)
+                writer.finish()
+
+        assert store.publish(make_key({**FACTORS, "name": name}), write_one)
+    found = json.loads(call("verify", "--run", "--json"))
+    assert not found["damaged"]
+    reasons = sorted(each["reason"] for each in found["untried"])
+    assert reasons[0] == "it holds no code yet"
+    assert "it needs avx1024" in reasons[1] and "cannot run on cpu:native: another platform" in reasons[2]
+    assert "0 damaged, 3 not tried" in call("verify", "--run")
