@@ -4,7 +4,10 @@ manifest.json lists the artifacts with the factors of their keys, so that what d
 not in it is used. Such a folder is all there is to a start: it has its artifact or the command fails.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,14 +85,28 @@ def export_to(folder: Path, key: Key, artifact: Mef, signatures: SignatureRecord
             move_into_place(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        kept = [each for each in read_manifest(folder).artifacts if each.key != row.key]
-        manifest = ExportManifest(artifacts=(*kept, row))
-        write_small(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=1), folder)
+        with _alone_in(folder):
+            kept = [each for each in read_manifest(folder).artifacts if each.key != row.key]
+            manifest = ExportManifest(artifacts=(*kept, row))
+            write_small(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=1), folder)
     except OSError as error:
         raise ConfigError(
             f"the artifact cannot be exported to {folder}: {error.strerror}", "Name another --export-mefs."
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps others from adding to the manifest meanwhile: what they add would be lost. Without effect where the file
+    system has no locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> ExportManifest:

@@ -3,6 +3,8 @@
 import io
 import json
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -54,6 +56,20 @@ def test_an_exported_artifact_is_found_by_its_key(exported, trust):
     assert sorted(path.name for path in exported.iterdir()) == sorted(
         ["manifest.json", f"two-{KEY.digest[:12]}.mef", f"three_layers___-{OTHER.digest[:12]}.mef"]
     )
+
+
+def test_exports_at_once_are_all_in_the_manifest(tmp_path, monkeypatch):
+    def slowly(folder):
+        found = read_manifest(folder)
+        time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr("max.cache.exported.read_manifest", slowly)
+    keys = [make_key({"model": {"layers": number}}) for number in range(6)]
+    content = Mef.from_bytes(artifact("one"))
+    with ThreadPoolExecutor(len(keys)) as pool:
+        list(pool.map(lambda key: export_to(tmp_path, key, content, None), keys))
+    assert {row.key for row in read_manifest(tmp_path).artifacts} == {key.digest for key in keys}
 
 
 def test_a_second_export_replaces_the_first(exported):
