@@ -47,18 +47,28 @@ def refuse_unsupported(raw: dict[str, Any], architecture: str) -> None:
         )
 
 
-def require(raw: dict[str, Any], key: str) -> int:
-    """The positive integer under `key`; raises ModelError when it is not there or not one."""
+def require(raw: dict[str, Any], key: str, most: int | None = None) -> int:
+    """The positive integer under `key`, of at most `most`; raises ModelError when it is not there or not one."""
     value = raw.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         found = "is missing" if key not in raw else f"is {value!r}"
         raise ModelError(f"config.json: {key} {found}", "A positive integer is needed there; is the download complete?")
+    if most is not None and value > most:
+        raise ModelError(f"config.json: {key} is {value}", f"At most {most} is supported; is the file damaged?")
     return value
 
 
 def optional(raw: dict[str, Any], key: str, default: int) -> int:
     """As `require`, but `default` where the key is missing or null."""
     return default if raw.get(key) is None else require(raw, key)
+
+
+def boolean(raw: dict[str, Any], key: str) -> bool:
+    """The truth under `key`, False where the key is missing or null; else raises ModelError: any text would be true."""
+    value = raw.get(key)
+    if value not in (None, True, False):
+        raise ModelError(f"config.json: {key} is {value!r}", "true or false is needed there.")
+    return bool(value)
 
 
 def number(raw: dict[str, Any], key: str, default: float | None = None) -> float:

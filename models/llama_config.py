@@ -12,7 +12,7 @@ from typing import Any
 from .. import ConfigError, ModelError
 from ..compiler.limits import CacheGroup, PageFormat, page_bytes
 from ..compiler.weights import Packing, Split, Weight, WeightTable
-from .config_keys import number, optional, refuse_unsupported, require
+from .config_keys import boolean, number, optional, refuse_unsupported, require
 from .rope import Rope
 
 SHARDING: dict[str, Split] = {
@@ -24,6 +24,7 @@ SHARDING: dict[str, Split] = {
 added up, and rows of the vocabulary. Source: Megatron-LM, arXiv:1909.08053, section 3."""
 
 _VOCABULARY = ("embed", "head")
+_MOST_LAYERS = 4096  # a table of the weights of a damaged number of layers would fill the memory
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ class Config:
             vocab_size=require(raw, "vocab_size"),
             hidden_size=hidden,
             intermediate_size=require(raw, "intermediate_size"),
-            num_layers=require(raw, "num_hidden_layers"),
+            num_layers=require(raw, "num_hidden_layers", most=_MOST_LAYERS),
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             norm_eps=number(raw, "rms_norm_eps", 1e-6),
             max_position=optional(raw, "max_position_embeddings", 2048),
             rope=Rope.from_hf(raw, head_dim),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=bool(raw.get("attention_bias", False)),
-            mlp_bias=bool(raw.get("mlp_bias", False)),
+            tied=boolean(raw, "tie_word_embeddings"),
+            attention_bias=boolean(raw, "attention_bias"),
+            mlp_bias=boolean(raw, "mlp_bias"),
         )
 
     @property

@@ -94,6 +94,18 @@ def test_refuses_what_it_would_get_wrong(change, named):
     assert refused.value.hint
 
 
+def test_a_damaged_number_of_layers_is_refused_before_weights_are_listed():
+    with pytest.raises(ModelError, match="num_hidden_layers is 1000000000"):
+        Config.from_hf({**SMALL, "num_hidden_layers": 10**9})
+
+
+@pytest.mark.parametrize("key", ["tie_word_embeddings", "attention_bias", "mlp_bias"])
+def test_text_is_no_truth(key):
+    with pytest.raises(ModelError, match=f"{key} is 'false'"):
+        Config.from_hf({**SMALL, key: "false"})
+    assert Config.from_hf({**SMALL, key: None}) == Config.from_hf({**SMALL, key: False})
+
+
 def test_names_every_refused_key_at_once():
     with pytest.raises(ModelError, match=r"hidden_act='gelu'.*sliding_window=8"):
         Config.from_hf(SMALL | {"sliding_window": 8, "hidden_act": "gelu"})
