@@ -303,6 +303,7 @@ def _report(flight: _Flight, results: Sequence[Token | Failure], seconds: float)
         is_prefill=any(chunk.start < len(chunk.sequence.request.prompt) for chunk in flight.chunks),
         batch_size=len(flight.chunks),
         input_tokens=sum(chunk.count for chunk in flight.chunks),
+        new_tokens=sum(isinstance(each, Token) for each in results),
         context_tokens=sum(chunk.start + chunk.count for chunk in flight.chunks),
         creation_seconds=flight.creation_seconds,
         execution_seconds=seconds,

@@ -46,12 +46,14 @@ class EngineLost(MaxError):
 class StepReport:
     """What one step was; seconds on the clock. A step that computes any token of a prompt counts as prefill.
 
+    new_tokens:     of answers, which a step that computes prompts gives as well
     context_tokens: tokens in the pages of the requests in the step, this step's among them
     """
 
     is_prefill: bool
     batch_size: int
     input_tokens: int
+    new_tokens: int
     context_tokens: int
     creation_seconds: float
     execution_seconds: float

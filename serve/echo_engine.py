@@ -86,7 +86,21 @@ class EchoEngine:
     def _count(self, message: Tokens) -> None:
         running = len(self.running)
         step = StepStats(
-            "TG", running, running, running, 0, running, 0.001, 0.0, 0, running, 1024, 0, message.cached_tokens, 0
+            batch_type="TG",
+            batch_size=running,
+            input_tokens=running,
+            new_tokens=len(message.token_ids),
+            context_tokens=running,
+            queued=0,
+            running=running,
+            execution_s=0.001,
+            creation_s=0.0,
+            terminated=0,
+            used_pages=running,
+            num_pages=1024,
+            total_preempted=0,
+            total_cache_hit_tokens=message.cached_tokens,
+            total_cache_miss_tokens=0,
         )
         for listener in self._listeners:
             listener(step)

@@ -191,6 +191,7 @@ def _step_stats(engine: Engine, report: StepReport, executables: int) -> StepSta
         batch_type="CE" if report.is_prefill else "TG",
         batch_size=report.batch_size,
         input_tokens=report.input_tokens,
+        new_tokens=report.new_tokens,
         context_tokens=report.context_tokens,
         queued=len(scheduler.waiting),
         running=len(scheduler.running),

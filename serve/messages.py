@@ -157,6 +157,7 @@ class StepStats(Message, frozen=True):
     batch_type: Literal["CE", "TG"]
     batch_size: int
     input_tokens: int
+    new_tokens: int
     context_tokens: int
     queued: int
     running: int

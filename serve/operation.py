@@ -48,10 +48,8 @@ class Latest:
 
     def _stepped(self, step: StepStats) -> None:
         self.step = step
-        # A prefill step gives about one token to each request whose prompt it finishes; decoding ones are exact.
-        if step.batch_type == "TG":
-            self.output_tokens += step.batch_size
-        else:
+        self.output_tokens += step.new_tokens
+        if step.batch_type == "CE":
             self.input_tokens += step.input_tokens
 
     def shown(self) -> dict[str, Any]:

@@ -244,3 +244,14 @@ def test_no_mix_of_requests_changes_an_answer(requests, num_pages):
         assert answers[str(index)] == continuation(prompt, min(new, 16 - len(prompt)))
     assert runner.stats.ended == {"finished": len(requests)}
     assert runner.scheduler.pages.free == num_pages - 1
+
+
+def test_a_step_that_computes_a_prompt_reports_the_tokens_of_answers_too():
+    runner = engine()
+    runner.add(Request("a", PROMPT, GREEDY, max_new_tokens=9))
+    step(runner)
+    runner.add(Request("b", PROMPT, GREEDY, max_new_tokens=9))
+    given = step(runner)
+    report = runner.stats.take_last_step()
+    assert report is not None and report.is_prefill
+    assert (report.new_tokens, report.input_tokens) == (len(given), 4) == (2, 4)

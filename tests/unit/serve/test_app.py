@@ -178,11 +178,11 @@ async def test_a_fault_of_ours_is_a_500_in_shape(serving: Serving, caplog: pytes
 
 async def test_version_cache_and_state(client: httpx2.AsyncClient, engine: EchoEngine) -> None:
     assert (await client.get("/version")).json() == {"version": __version__}
-    await client.post("/v1/chat/completions", json=CHAT)
+    usage = (await client.post("/v1/chat/completions", json=CHAT)).json()["usage"]
     assert (await client.post("/reset_prefix_cache")).json() == {"pages": 1}
     status = (await client.get("/status")).json()
     assert status["model"] == MODEL and status["state"] == "ready" and status["engine"]["max_length"] == 1024
-    assert status["load"]["num_pages"] == 1024
+    assert status["load"]["num_pages"] == 1024 and status["load"]["output_tokens"] == usage["completion_tokens"]
     engine.state = "restarting"
     assert (await client.post("/reset_prefix_cache")).status_code == 503
 

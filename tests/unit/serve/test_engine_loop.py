@@ -211,7 +211,7 @@ def test_a_step_that_does_not_end_is_seen_from_outside(engine, loop):
 
 def test_every_client_is_told_of_a_step_once(line, engine, loop):
     line.incoming = [(A, Hello()), (B, Hello())]
-    engine.stats.count(StepReport(True, 2, 10, 30, 0.1, 0.2, 1))
+    engine.stats.count(StepReport(True, 2, 10, 1, 30, 0.1, 0.2, 1))
     loop.turn(0)
     told = [(client, message) for client, message in line.take() if isinstance(message, StepStats)]
     assert [client for client, _ in told] == [A, B]

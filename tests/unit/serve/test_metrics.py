@@ -35,6 +35,7 @@ def step(**changes: object) -> StepStats:
         "batch_type": "TG",
         "batch_size": 3,
         "input_tokens": 3,
+        "new_tokens": 3,
         "context_tokens": 90,
         "queued": 5,
         "running": 3,
