@@ -1,8 +1,11 @@
-"""Options of other MAX command lines that belong to later work: refused by name, never accepted and ignored."""
+"""Options of other MAX command lines that belong to later work, and those that only some commands have.
+
+They are refused by name, never accepted and ignored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import click
@@ -12,11 +15,12 @@ from .. import ConfigError
 
 @dataclass(frozen=True)
 class Planned:
-    """An option that is not there yet: a flag without a value, or one with."""
+    """An option that is not there yet, or that other commands have: a flag without a value, or one with."""
 
     name: str
     feature: str
     is_flag: bool = False
+    commands: str = ""
 
 
 # Feature -> options, "!" marking those that take no value and have a --no- form.
@@ -24,54 +28,76 @@ _FEATURES = {
     "LoRA adapters": "enable-lora! lora-paths max-lora-rank max-num-loras",
     "speculative decoding": (
         "num-speculative-tokens speculative-method rejection-sampling-strategy relaxed-delta relaxed-topk"
-        " synthetic-acceptance-rate use-relaxed-acceptance-for-thinking! draft-chat-template draft-config-file"
-        " draft-data-parallel-degree draft-devices draft-enable-echo! draft-force-download!"
-        " draft-huggingface-model-revision draft-huggingface-weight-revision draft-max-length draft-model-path"
-        " draft-pool-embeddings! draft-quantization-encoding draft-rope-type draft-section-name"
-        " draft-served-model-name draft-subfolder draft-trust-remote-code! draft-use-subgraphs!"
-        " draft-vision-config-overrides draft-weight-path"
+        " synthetic-acceptance-rate use-relaxed-acceptance-for-thinking! use-greedy-acceptance! logit-penalties!"
+        " adaptive-speculative-min-batch-size adaptive-speculative-widths enable-spec-decode-mixed-batches!"
+        " num-speculative-tokens-mixed-batch num-speculative-tokens-per-batch-size draft-proposal"
+        " draft-chat-template draft-config-file draft-data-parallel-degree draft-devices draft-enable-echo!"
+        " draft-force-download! draft-huggingface-model-revision draft-huggingface-weight-revision draft-max-length"
+        " draft-model-path draft-pool-embeddings! draft-quantization-encoding draft-rope-type draft-section-name"
+        " draft-served-model-name draft-sliding-window draft-subfolder draft-trust-remote-code!"
+        " draft-use-dummy-weights! draft-use-subgraphs! draft-vision-config-overrides draft-weight-path"
     ),
-    "models that read images": "image_url max-vision-cache-entries vision-config-overrides",
+    "models that read images": (
+        "image_url max-vision-cache-entries vision-config-overrides vision-cache-utilization"
+        " max-media-preprocess-cache-idle-seconds max-video-preprocess-cache-bytes max-vision-preprocess-cache-bytes"
+    ),
     "models that make images": (
         "first-block-caching! taylorseer! taylorseer-cache-interval taylorseer-max-order taylorseer-warmup-steps"
         " teacache! teacache-coefficients teacache-rel-l1-thresh"
     ),
     "downloads from a model hub": "force-download! huggingface-model-revision huggingface-weight-revision",
     "checkpoints in several parts": "subfolder models model-override",
+    "checkpoints without their weights": "use-dummy-weights!",
     "architectures from outside the package": "custom-architectures trust-remote-code! prefer-module-v3!",
     "more than one device": "data-parallel-degree ep-size ep-use-allreduce! use-vendor-ccl",
     "captured device graphs": "device-graph-capture! debug-verify-replay!",
-    "separate prefill and decode": "pipeline-role",
-    "key-value pages outside the device": "kv-connector kv-connector-config",
-    "embeddings": "pool-embeddings!",
-    "echo of the prompt": "enable-echo! enable-variable-logits!",
-    "structured output": "enable-structured-output!",
-    "reasoning parsers": "reasoning-parser",
+    "separate prefill and decode": "pipeline-role decode-request-ttl-s",
+    "key-value pages outside the device": "kv-connector kv-connector-config kv-cache-hash-algo kv-cache-hash-seed",
+    "embeddings": "pool-embeddings! task",
+    "tools": "tool-parser tool-call-policy",
+    "structured output": "enable-structured-output! structured-output-backend structured-output-any-whitespace!",
+    "reasoning parsers": "reasoning-parser thinking-temperature emit-reasoning-content!",
+    "layers that see a window of tokens": "sliding-window",
     "profiling of devices": "gpu-profiling",
     "scheduling of many requests": (
-        "decode-stall-timeout-s enable-prioritize-first-decode! execute-empty-batches! max-batch-input-tokens"
-        " max-batch-size max-batch-total-tokens max-num-steps device-memory-utilization kv-cache-page-size"
+        "enable-prioritize-first-decode! execute-empty-batches! max-num-steps device-memory-utilization"
     ),
-    "serving": "served-model-name zmq-endpoint-base",
     "work on a server in parts": "headless eplb-stats task-arg",
-    "a choice of kernels": "use-experimental-kernels use-subgraphs!",
-    "switching off what costs nothing": "enable-penalties! enable-min-tokens! detokenize!",
+    "a choice of kernels": "use-experimental-kernels sample-on-host!",
+    "another tokenizer": "tokenizer-impl",
+    "switching off what costs nothing": "detokenize!",
     "deferred checks of the configuration": "defer-resolve! force! section-name",
-    "timed runs of generate": "num-warmups",
 }
 
-PLANNED = {
-    name.removesuffix("!"): Planned(name.removesuffix("!"), feature, name.endswith("!"))
-    for feature, names in _FEATURES.items()
-    for name in names.split()
+# Commands -> options that only they have.
+_ELSEWHERE = {
+    "serve": "served-model-name zmq-endpoint-base decode-stall-timeout-s enable-echo! enable-variable-logits!",
+    "generate and max serve": "enable-penalties! enable-min-tokens!",
+    "generate": "num-warmups",
 }
+
+
+def _table(rows: dict[str, str]) -> Iterator[tuple[str, str, bool]]:
+    for what, names in rows.items():
+        for name in names.split():
+            yield what, name.removesuffix("!"), name.endswith("!")
+
+
+PLANNED = {name: Planned(name, feature, is_flag) for feature, name, is_flag in _table(_FEATURES)}
+ELSEWHERE = {name: Planned(name, "", is_flag, commands) for commands, name, is_flag in _table(_ELSEWHERE)}
 
 
 def planned_error(name: str, shown_as: str = "") -> ConfigError | None:
-    """The refusal of the option or setting called `name`, None when nothing of that name is planned."""
-    planned = PLANNED.get(name) or PLANNED.get(name.replace("_", "-"))
+    """The refusal of the option or setting called `name`, None when no command has one or plans for it."""
+    known = PLANNED | ELSEWHERE
+    planned = known.get(name) or known.get(name.replace("_", "-"))
     if planned is None:
         return None
+    if planned.commands:
+        return ConfigError(
+            f"{shown_as or '--' + planned.name} is a setting of max {planned.commands} alone",
+            "Leave it out here, where it would have no effect.",
+        )
     return ConfigError(
         f"{shown_as or '--' + planned.name} is planned: {planned.feature}",
         "Leave it out; it would have no effect in this release.",
@@ -79,9 +105,10 @@ def planned_error(name: str, shown_as: str = "") -> ConfigError | None:
 
 
 def planned_options(taken: Iterable[str]) -> list[click.Option]:
-    """Hidden options that refuse themselves, for every planned name whose flag is not among `taken`."""
+    """Hidden options that refuse themselves, for every name of a planned option, or of another command's, whose flag is
+    not among `taken`."""
     real = set(taken)
-    return [_refusing(planned) for planned in PLANNED.values() if f"--{planned.name}" not in real]
+    return [_refusing(planned) for planned in (PLANNED | ELSEWHERE).values() if f"--{planned.name}" not in real]
 
 
 def _refusing(planned: Planned) -> click.Option:

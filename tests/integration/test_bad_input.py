@@ -59,7 +59,7 @@ OPTIONS: dict[str, Case] = {
     "rope type": (["--rope-type", "yarn"], "--rope-type yarn is not supported"),
     "planned flag": (["--enable-lora"], "--enable-lora is planned: LoRA adapters"),
     "planned value": (["--draft-model-path", "x"], "--draft-model-path is planned: speculative decoding"),
-    "planned negation": (["--no-enable-echo"], "--enable-echo is planned"),
+    "planned negation": (["--no-enable-echo"], "--enable-echo is a setting of max serve alone"),
     "unknown option": (["--temprature", "1"], "--temprature"),
     "no template file": (["--chat-template", "/nowhere/template.jinja"], "/nowhere/template.jinja cannot be read"),
     "template is a folder": (["--chat-template", "/"], "the chat template / cannot be read"),
