@@ -122,7 +122,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(shown.ctx.get_help() if shown.ctx else shown.message, err=True)
         return _EXIT_CODES["user"]
     except click.ClickException as error:
-        return _report(error.format_message(), _usage_hint(error), _EXIT_CODES["user"])
+        return _report(_shown(error), _usage_hint(error), _EXIT_CODES["user"])
     except MaxError as error:
         return _report(error.message, error.hint, _EXIT_CODES[error.kind])
     except (click.Abort, KeyboardInterrupt):
@@ -135,6 +135,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report(f"the output cannot be written: {error.strerror}", "Free some space there.", 3)
     except Exception as error:
         return _report_fault(error)
+
+
+def _shown(error: click.ClickException) -> str:
+    """What went wrong; options that only refuse themselves are none that an unknown one may have meant."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.possibilities:
+        options = [each for each in error.ctx.command.params if isinstance(each, click.Option) and each.hidden]
+        hidden = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+        near = [flag for flag in error.possibilities if flag not in hidden]
+        error = click.NoSuchOption(error.option_name, possibilities=near, ctx=error.ctx)
+    return error.format_message()
 
 
 def _usage_hint(error: click.ClickException) -> str:

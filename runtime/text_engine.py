@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import CacheError
+from .. import CacheError, CapacityError
 from ..cache.key import Key
 from ..cache.store import Store
 from ..compiler import threads, xla, xla_targets
@@ -17,7 +18,7 @@ from ..compiler.limits import NEW_PAGES, Limits
 from . import prepared
 from .config import SchedulingConfig
 from .engine import Engine
-from .model import Executables, Model, State
+from .model import Executables, Model, State, TensorSpec
 from .policy import Policy
 from .preparation_report import Prepared, Report
 from .session import CompiledModels, InferenceSession
@@ -126,10 +127,24 @@ def _first_needed(compiled: CompiledModels, limits: Limits, prompt_tokens: int) 
 
 def _make_pages(compiled: CompiledModels, limits: Limits, executables: Executables, state: State) -> None:
     graph = compiled.graphs.get(NEW_PAGES)
+    specs = compiled.graphs[_decoding(limits)].state
+    if compiled.device().platform == "cpu":
+        check_memory(specs)
     if graph is None:
-        state.allocate(compiled.graphs[_decoding(limits)].state)
+        state.allocate(specs)
         return
     state.keep(graph.outputs, [buffer.array for buffer in Model(graph, executables, {}, state)()])
+
+
+def check_memory(pages: Sequence[TensorSpec]) -> None:
+    """Raises CapacityError for more than the machine has: taking it would end this process, or another one."""
+    wanted = sum(spec.nbytes for spec in pages)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > there:
+        raise CapacityError(
+            f"the pages of keys and values take {wanted / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB",
+            "Lower --max-batch-total-tokens, or --max-length where that is not given.",
+        )
 
 
 def _decoding(limits: Limits) -> str:

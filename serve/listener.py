@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import socket
 
@@ -11,7 +12,7 @@ BACKLOG = 2048
 
 
 def bind(host: str, port: int, flag: str) -> socket.socket:
-    """A listening socket: connections queue until a server takes them. Raises ConfigError naming `flag`."""
+    """A listening socket: connections queue until a server takes them. Raises ConfigError naming --host or `flag`."""
     listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -23,9 +24,10 @@ def bind(host: str, port: int, flag: str) -> socket.socket:
         if listener is not None:
             listener.close()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {reason}", f"Choose another with {flag}; 0 takes a free port."
-        ) from error
+        is_host = isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL
+        port_hint = f"Choose another with {flag}; 0 takes a free port."
+        hint = "Name an address of this machine with --host." if is_host else port_hint
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}", hint) from error
     listener.setblocking(False)
     return listener
 

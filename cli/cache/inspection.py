@@ -160,10 +160,10 @@ def _show(facts: dict[str, Any]) -> None:
         for path in entry["checkpoints"]:
             click.echo(f"checkpoint  {path}")
     if compat:
-        needs = compat.get("requires") or []
-        devices = compat.get("devices", 1)
+        needs, devices = compat.get("requires"), compat.get("devices", 1)
         platform = f"{devices} devices of {compat.get('target')}" if devices > 1 else compat.get("platform", "")
-        click.echo(f"needs       {platform}, {len(needs)} instruction sets: {' '.join(needs)}")
+        sets = f", {len(needs)} instruction sets: {' '.join(needs)}" if needs else ""
+        click.echo(f"needs       {platform}{sets}")
     if facts["custom_calls"]:
         click.echo(f"handlers    {', '.join(facts['custom_calls'])}")
     if provenance:

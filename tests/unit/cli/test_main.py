@@ -84,6 +84,12 @@ def test_a_planned_option_is_refused_and_a_near_one_named(command, capsys) -> No
     assert "--log-level" in capsys.readouterr().err.splitlines()[0]
 
 
+def test_what_only_refuses_itself_is_not_named_as_near(capsys) -> None:
+    assert main.run(["generate", "--max-lenght", "5"]) == 2
+    first = capsys.readouterr().err.splitlines()[0]
+    assert "--max-length" in first and "--draft-max-length" not in first
+
+
 def test_a_command_may_be_fetched_again(command, capsys) -> None:
     command(lambda: None)
     assert [main.run(["generate"]), main.run(["generate"])] == [0, 0]

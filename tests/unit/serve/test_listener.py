@@ -26,12 +26,13 @@ def test_a_browser_on_this_machine_is_sent_to_it() -> None:
 def test_addresses_that_are_not_ours(host: str) -> None:
     with pytest.raises(ConfigError) as raised:
         bind(host, 0, "--metrics-port")
-    assert host in raised.value.message and "--metrics-port" in raised.value.hint
+    assert host in raised.value.message and "--host" in raised.value.hint
 
 
 def test_a_port_that_is_taken() -> None:
-    with bind("127.0.0.1", 0, "--port") as listener, pytest.raises(ConfigError, match="in use"):
-        bind("127.0.0.1", listener.getsockname()[1], "--port")
+    with bind("127.0.0.1", 0, "--port") as listener, pytest.raises(ConfigError, match="in use") as raised:
+        bind("127.0.0.1", listener.getsockname()[1], "--metrics-port")
+    assert "--metrics-port" in raised.value.hint
 
 
 def test_as_many_files_as_this_user_may_have() -> None:
