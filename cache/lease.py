@@ -149,7 +149,7 @@ def _acquire[T](
             return None, None
         if on_wait is not None and now - told >= 1.0:
             told = now
-            on_wait(Waiting(f"pid {owner.get('pid', '?')} on {owner.get('host', '?')}", now - started))
+            on_wait(Waiting(_named(owner), now - started))
         time.sleep(poll)
         poll = min(poll * 1.5, _LAST_POLL_S)
 
@@ -163,8 +163,13 @@ def alive_holders(folder: Path) -> tuple[list[str], list[str]]:
         stale = _is_stale(path, 0, owner, _Watch(), STALE_S)
         with contextlib.suppress(OSError):
             stale = stale or time.time() - path.stat().st_mtime > STALE_S
-        dead.append(name) if stale else live.append(f"pid {owner.get('pid', '?')} on {owner.get('host', '?')}")
+        dead.append(name) if stale else live.append(_named(owner))
     return live, dead
+
+
+def _named(owner: dict[str, Any]) -> str:
+    """The holder of a lease in words; it may not have written who it is yet."""
+    return f"pid {owner['pid']} on {owner.get('host', '?')}" if "pid" in owner else "another process"
 
 
 def _newest(folder: Path, name: str) -> int | None:

@@ -7,6 +7,7 @@ with `InferenceSession.debug.ir_output_dir`.
 from __future__ import annotations
 
 import configparser
+import functools
 import json
 import logging
 import os
@@ -31,9 +32,15 @@ def dump_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
     parts = [part.partition("=") for part in environ.get("MODULAR_DEBUG", "").split(",") if part]
     options = {name: value for name, _, value in parts}
     for name in sorted(options.keys() - _KNOWN_OPTIONS):
-        logger.warning("MODULAR_DEBUG: unknown option %r; ignoring", name)
+        _warn_of(name)
     folder = options.get("ir-output-dir") or _configured(environ.get("MODULAR_HOME"))
     return Path(folder) if folder else None
+
+
+@functools.cache
+def _warn_of(option: str) -> None:
+    """Once in a process, however often it asks."""
+    logger.warning("MODULAR_DEBUG: unknown option %r; ignoring", option)
 
 
 def _configured(home: str | None) -> str:

@@ -16,6 +16,9 @@ from .api_error import ApiError
 
 logger = logging.getLogger(__name__)
 
+_OPENING = re.compile("^(Value error, |Input |List |String |Dictionary )")
+"""Words of pydantic's that stand where the name of the field does here."""
+
 _JSON_TYPES = ("application/json", "")
 
 
@@ -124,7 +127,7 @@ def _explained(invalid: ValidationError, data: dict[str, Any], limits: Limits) -
 
 
 def _reason(error: ErrorDetails) -> str:
-    text = error["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    text = _OPENING.sub("", error["msg"]).replace(" after validation", "").rstrip(".")
     return text if len(text) <= 300 else text[:300] + "..."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -245,6 +246,36 @@ def test_an_answer_is_the_same_however_it_is_asked_for(
         done = run("generate", *arguments, *generate_arguments(requests[number]))
         generated = json.loads(done.out)
         assert (generated["text"], generated["finish_reason"]) == alone[number], requests[number]
+
+
+def test_streams_at_once_get_what_each_gets_alone(server: Server) -> None:
+    """Every client has a connection of its own, and all of them stream at the same time."""
+    bodies: list[dict[str, Any]] = [
+        {"prompt": f"{word} {seed}", "seed": seed, "max_tokens": 12, "ignore_eos": True, "stream": True}
+        for word in ("robot", "日本", "🤖 whale", "naïve")
+        for seed in range(6)
+    ]
+
+    def text_of(lines: list[str]) -> str:
+        """The joined text of a stream that has ended well."""
+        assert lines[-1] == "data: [DONE]", lines[-1]
+        return "".join(json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in lines[:-1])
+
+    async def ask(client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
+        async with client.stream("POST", "/v1/completions", json=body) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            return text_of([line async for line in answer.aiter_lines() if line])
+
+    async def ask_all(count: int) -> tuple[list[str], list[str]]:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
+            alone = [await ask(client, body) for body in bodies]
+            asked = (ask(client, bodies[number % len(bodies)]) for number in range(count))
+            return alone, list(await asyncio.gather(*asked))
+
+    alone, together = asyncio.run(ask_all(int(os.environ.get("STREAMS", "100"))))
+    assert [number for number, text in enumerate(together) if text != alone[number % len(bodies)]] == []
+    assert len(set(alone)) > len(bodies) // 2
 
 
 NASTY: list[Any] = [

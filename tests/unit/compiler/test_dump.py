@@ -128,6 +128,8 @@ def test_environment(value, folder, unknown, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"MODULAR_DEBUG: unknown option {name!r}; ignoring" for name in unknown
     ]
+    dump_folder({"MODULAR_DEBUG": value})
+    assert len(caplog.records) == len(unknown), "each is said once"
 
 
 @pytest.mark.parametrize(

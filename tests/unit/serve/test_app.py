@@ -199,3 +199,8 @@ async def test_the_description_refers_to_nothing_that_is_missing(client: httpx2.
 async def test_no_other_origin_may_ask(client: httpx2.AsyncClient) -> None:
     answer = await client.get("/v1/models", headers={"origin": "http://elsewhere"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_what_is_wrong_is_told_in_the_words_of_the_api(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/v1/chat/completions", json={**CHAT, "messages": []})
+    assert answer.json()["error"]["message"] == "'messages' should have at least 1 item, not 0."
