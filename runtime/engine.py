@@ -9,39 +9,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from .. import CapacityError, MaxError, RequestError
-from ..compiler import xla
 from ..compiler.limits import Limits
 from . import prompt_scores
-from .model import Buffer, Model
+from .flight import Flight
+from .model import Model
 from .policy import Policy
 from .request import Generation, Request
-from .sampling import Logprobs, SampledRow, Sampler, TokenLogprobs
+from .sampling import SampledRow, Sampler, TokenLogprobs
 from .scheduler import Chunk, Scheduler
-from .step_inputs import StepInputs, StepWriter
-from .step_results import EngineLost, EngineStats, Failure, StepReport, Token
+from .step_inputs import StepWriter
+from .step_results import EngineLost, EngineStats, Failure, Token
 
 logger = logging.getLogger(__name__)
 _SHORT_STEP_S = 0.004
 """Preparing a step takes some 0.3 ms: a fifth of the shortest steps, and nothing beside 40 ms."""
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A step that was launched; `ids` holds a token for each of `sampled`, in order."""
-
-    chunks: list[Chunk]
-    sampled: list[Chunk]
-    logits: Buffer
-    ids: Buffer | None
-    logprobs: Logprobs | None
-    inputs: StepInputs
-    scores: Logprobs | None
-    creation_seconds: float
-    launched: float
 
 
 class Engine:
@@ -68,7 +52,7 @@ class Engine:
         self._writer = StepWriter(limits)
         self._sampler = Sampler(models, vocab_size, limits.max_batch)
         self._live: dict[str, Generation] = {}
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
         self._landed = 0.0
         self._step_seconds = 1.0
 
@@ -151,7 +135,7 @@ class Engine:
         With overlap, that is what the step before gave. Raises EngineLost.
         """
         results: list[Token | Failure] = []
-        if self._flight is not None and _must_be_known(self._flight):
+        if self._flight is not None and self._flight.must_be_known:
             results += self._land()
         flight, failures = self._launch()
         results += failures
@@ -167,7 +151,7 @@ class Engine:
         """A request that comes now has to wait for a step more: that is worth it where preparing is a part of it."""
         return self._step_seconds < _SHORT_STEP_S if self._overlap is None else self._overlap
 
-    def _launch(self) -> tuple[_Flight | None, list[Failure]]:
+    def _launch(self) -> tuple[Flight | None, list[Failure]]:
         """Begins the next step, where there is one; it may follow on ids that are still being computed."""
         began = time.perf_counter()
         chunks = self.scheduler.schedule()
@@ -183,7 +167,7 @@ class Engine:
             chunk.sequence.in_flight += 1
         return flight, []
 
-    def _begin(self, chunks: list[Chunk], began: float) -> _Flight:
+    def _begin(self, chunks: list[Chunk], began: float) -> Flight:
         before = self._flight
         places = {chunk.sequence: place for place, chunk in enumerate(before.sampled)} if before else {}
         inputs = self._writer.write(chunks, places, before.ids if before else None)
@@ -195,7 +179,7 @@ class Engine:
             if any(chunk.sequence.request.top_logprobs is not None for chunk in inputs.sampled):
                 logprobs = self._sampler.logprobs(logits, ids)
         scores = prompt_scores.score(self._sampler, logits, inputs, self.limits.max_batch)
-        return _Flight(chunks, inputs.sampled, logits, ids, logprobs, inputs, scores, launched - began, launched)
+        return Flight(chunks, inputs.sampled, logits, ids, logprobs, inputs, scores, launched - began, launched)
 
     def _land(self) -> list[Token | Failure]:
         """Waits for the step in flight; what it gave. Requests that have ended meanwhile get nothing."""
@@ -203,7 +187,7 @@ class Engine:
         assert flight is not None
         results: list[Token | Failure] = []
         try:
-            ids = _fetch(flight)
+            ids = flight.fetch_ids()
             logprobs = None if flight.logprobs is None else [part.to_numpy().tolist() for part in flight.logprobs]
             unscored = [] if flight.scores is None else prompt_scores.keep(flight.scores, flight.inputs)
         except Exception as error:
@@ -225,7 +209,7 @@ class Engine:
         for chunk in flight.chunks:
             if not chunk.samples and self._is_live(chunk.sequence):
                 self.scheduler.keep_prefix(chunk.sequence)
-        self.stats.count(_report(flight, results, seconds))
+        self.stats.count(flight.report(results, seconds))
         return results
 
     def _take(self, sequence: Generation, token: int, logprobs: list[Any] | None) -> Token:
@@ -277,35 +261,9 @@ def _step_error(error: Exception) -> MaxError:
     return MaxError(f"a step failed: {type(error).__name__}: {error}", "Send the request again; the log says more.")
 
 
-def _must_be_known(flight: _Flight) -> bool:
-    """Whether what a step gave decides how the next one samples: penalties count tokens on the host."""
-    return any(chunk.sequence.request.sampling.has_penalties for chunk in flight.sampled)
-
-
-def _fetch(flight: _Flight) -> list[int]:
-    """Waits for a step: its ids, -1 where the logits gave none."""
-    if flight.ids is None:
-        xla.wait([flight.logits.array])
-        return []
-    return flight.ids.to_numpy()[: len(flight.sampled)].tolist()
-
-
 def _sampled_row(sequence: Generation) -> SampledRow:
     request = sequence.request
     output = sequence.output if request.sampling.has_penalties else ()
     too_early = sequence.length - len(request.prompt) < request.min_new_tokens
     banned = sorted(request.stop_tokens) if too_early and not request.ignore_eos else ()
     return SampledRow(request.id, request.sampling, request.prompt, output, sequence.length, banned)
-
-
-def _report(flight: _Flight, results: Sequence[Token | Failure], seconds: float) -> StepReport:
-    return StepReport(
-        is_prefill=any(chunk.start < len(chunk.sequence.request.prompt) for chunk in flight.chunks),
-        batch_size=len(flight.chunks),
-        input_tokens=sum(chunk.count for chunk in flight.chunks),
-        new_tokens=sum(isinstance(each, Token) for each in results),
-        context_tokens=sum(chunk.start + chunk.count for chunk in flight.chunks),
-        creation_seconds=flight.creation_seconds,
-        execution_seconds=seconds,
-        terminated=sum(isinstance(each, Failure) or each.finish_reason is not None for each in results),
-    )
