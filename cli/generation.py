@@ -13,7 +13,6 @@ import click
 
 from .. import ConfigError
 from ..cache.config import CacheConfig
-from ..compiler.config import CompileConfig
 from ..compiler.counters import COUNTERS
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import FeaturesConfig, ModelConfig, SamplingConfig, SchedulingConfig
@@ -23,7 +22,7 @@ from ..runtime.step_results import Failure
 from ..runtime.text_engine import Started, start
 from ..serve.text_output import CompletionText, StopRules
 from ..serve.text_side import TextSide, check_prompt
-from .model_command import make_preparation, model_folder
+from .model_command import make_preparation, model_folder, pipeline_of
 from .progress import ProgressBar
 from .resolution import Settings
 from .sections import GenerateConfig
@@ -101,8 +100,8 @@ class Generation:
 
             preparation = make_preparation(self.settings, checkpoint, text, progress, keep_weights=True, check=check)
             scheduling = self.settings.of(SchedulingConfig)
-            ids = self.settings.of(CompileConfig).device_ids
-            started = start(preparation.run, preparation.store, len(prompt), scheduling=scheduling, device_ids=ids)
+            use = pipeline_of(self.settings).device_use
+            started = start(preparation.run, preparation.store, len(prompt), scheduling=scheduling, use=use)
         logger.debug("preparation %s", started.report)
         return started, text, prompt
 

@@ -59,9 +59,7 @@ _FEATURES = {
     "reasoning parsers": "reasoning-parser thinking-temperature emit-reasoning-content!",
     "layers that see a window of tokens": "sliding-window",
     "profiling of devices": "gpu-profiling",
-    "scheduling of many requests": (
-        "enable-prioritize-first-decode! execute-empty-batches! max-num-steps device-memory-utilization"
-    ),
+    "scheduling of many requests": "enable-prioritize-first-decode! execute-empty-batches! max-num-steps",
     "work on a server in parts": "headless eplb-stats task-arg",
     "a choice of kernels": "use-experimental-kernels sample-on-host!",
     "another tokenizer": "tokenizer-impl",

@@ -7,8 +7,13 @@ from typing import Any, Literal
 
 _POOL_BYTES = 256 << 20  # pages of the default pool on CPU, unless one row of full length needs more
 
+_MOST_PAGES = 1 << 16  # of a pool that fills a device: more than requests can use, and bookkeeping stays short
+
 _ROW_BYTES = 1 << 30  # pages of one row at the default length: no surprise when a model was made for 128k tokens
 
+
+DEFAULT_UTILIZATION = 0.9
+"""The share of a device's memory that a process takes."""
 
 NEW_PAGES = "new_pages"
 """The graph that makes the pages of a text pipeline, where it has one; its outputs have the names of the state."""
@@ -88,6 +93,7 @@ def choose_limits(
     max_step_tokens: int,
     page_bytes: int,
     total_tokens: int | None = None,
+    pool_bytes: int | None = None,
     smallest_step: int = 1,
     page_format: PageFormat = "float32",
     lone_rows: bool = True,
@@ -98,17 +104,17 @@ def choose_limits(
     smallest_step: tokens of the smallest bucket, a power of two
     total_tokens: tokens that the pool must hold; by default what 256 MiB hold, but at least one row of full length
                   and at most a full batch of such rows. Rounded up to a power of two of pages.
+    pool_bytes:   what the pool may fill where no tokens are asked for; at least a row of full length is taken
     """
     row_pages = -(-max_length // page_tokens)
-    if total_tokens is None:
+    if total_tokens is None and pool_bytes is not None:
+        pages = max(_few_sizes(min(pool_bytes // page_bytes - 1, _MOST_PAGES)), row_pages)
+    elif total_tokens is None:
         wanted = min(max(_POOL_BYTES // page_bytes, row_pages), row_pages * max_batch)
+        # A power of two may overshoot what a full batch can ever use.
+        pages = min(_power_of_two(wanted), row_pages * max_batch)
     else:
-        wanted = max(-(-total_tokens // page_tokens), row_pages)
-    pages = 1
-    while pages < wanted:
-        pages *= 2
-    # A power of two may overshoot what a full batch can ever use.
-    pages = min(pages, row_pages * max_batch) if total_tokens is None else pages
+        pages = _power_of_two(max(-(-total_tokens // page_tokens), row_pages))
     return Limits(
         max_length,
         max_batch,
@@ -118,6 +124,16 @@ def choose_limits(
         page_format,
         lone_rows,
     )
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(least - 1, 0).bit_length()
+
+
+def _few_sizes(most: int) -> int:
+    """At most so many, of 16 sizes between each power of two and the next: much the same memory gives the same key."""
+    step = max(most, 1).bit_length() - 5
+    return most >> step << step if step > 0 else most
 
 
 def _buckets(smallest: int, largest: int, max_batch: int) -> tuple[int, ...]:

@@ -103,6 +103,12 @@ def start_client() -> None:
     host()
 
 
+def memory_limit() -> int | None:
+    """The bytes that the client may take of each device, the least of them; None where it does not say, as on a CPU."""
+    stats = [device.memory_stats() if _client_factories else None for device, _ in host().members]
+    return min((found["bytes_limit"] for found in stats if found and "bytes_limit" in found), default=None)
+
+
 # --- buffers -------------------------------------------------------------------------------------------------------
 
 

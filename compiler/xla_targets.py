@@ -7,11 +7,13 @@ else. Imports jaxlib alone. `TargetCompiler` is used by the compile process (com
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import CompileError, ConfigError
 from . import xla, xla_compiler
+from .limits import DEFAULT_UTILIZATION
 from .targets import Target, rocm_stubs, toolchain
 from .targets.attached import attached
 from .targets.cpu_features import level_features
@@ -106,10 +108,18 @@ class DeviceCompiler:
         return xla_compiler.compile_stablehlo(module, name, dump_to, {**self._options, **options})
 
 
-def use_device(target: Target, libraries: Sequence[str] = (), ids: Sequence[int] = ()) -> None:
+@dataclass(frozen=True)
+class DeviceUse:
+    """Which devices of this host a process runs on, by their numbers, the first ones without; and which share of their
+    memory it takes, 0.9 without."""
+
+    ids: Sequence[int] = ()
+    memory: float | None = None
+
+
+def use_device(target: Target, libraries: Sequence[str] = (), use: DeviceUse | None = None) -> None:
     """Has this process run on as many devices as the target has; nothing for CPUs. Before anything is loaded.
 
-    ids: the devices' numbers on this host; the first ones without
     Raises ConfigError where the platform's plugin is not installed or there are fewer devices, CompileError where the
     plugin finds none.
     """
@@ -128,7 +138,7 @@ def use_device(target: Target, libraries: Sequence[str] = (), ids: Sequence[int]
             jaxlib().load_pjrt_plugin_dynamically(name, str(library))
             if not jaxlib().pjrt_plugin_initialized(name):
                 jaxlib().initialize_pjrt_plugin(name)
-            options = {} if target.platform == "tpu" else _gpu_options(ids or range(target.devices))
+            options = {} if target.platform == "tpu" else _gpu_options(target, use or DeviceUse())
             return jaxlib().make_c_api_client(name, options)
         except jaxlib()._xla.JaxRuntimeError as error:
             raise CompileError(f"{target.name} cannot be used: {error}", "Check the device and its driver.") from error
@@ -136,9 +146,11 @@ def use_device(target: Target, libraries: Sequence[str] = (), ids: Sequence[int]
     xla.use_client(make, target.devices)
 
 
-def _gpu_options(ids: Sequence[int]) -> dict[str, Any]:
-    """The options of a client on these GPUs alone: it takes memory of every one that it sees."""
-    return {**jaxlib().generate_pjrt_gpu_plugin_options(), "visible_devices": list(ids)}
+def _gpu_options(target: Target, use: DeviceUse) -> dict[str, Any]:
+    """The options of a client, which takes memory of every GPU that it sees, at once; XLA's own variables go before."""
+    ids = list(use.ids or range(target.devices))
+    share = {"memory_fraction": use.memory or DEFAULT_UTILIZATION}
+    return {**share, **jaxlib().generate_pjrt_gpu_plugin_options(), "visible_devices": ids}
 
 
 # --- CPUs ----------------------------------------------------------------------------------------------------------

@@ -33,8 +33,7 @@ def build_text_pipeline(architecture: str, config: Any, limits: Limits, table: W
     else:
         assert devices == 1, "meshes are of GPUs, which take the layers' weights as stacks"
         builder = StepBuilder(decoder, config, limits, table)
-    if table.is_packed or table.is_stacked:
-        builder.add_pages(module)
+    builder.add_pages(module)
     for tokens in limits.token_buckets:
         for rows in limits.logit_rows(tokens):
             builder.add(module, tokens, rows)

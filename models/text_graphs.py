@@ -114,7 +114,7 @@ class StepBuilder:
     def __init__(self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, table: WeightTable) -> None:
         """decoder: abstract (`nnx.eval_shape`), with `embed_tokens`, `blocks` and `logits` as in llama.py.
         table: its weights; packed matrices are for the CPU kernels, which compute attention too where they can."""
-        self.config, self.limits = config, limits
+        self.config, self.limits, self.has_kernels = config, limits, table.is_packed
         self.attends_by_kernel = table.is_packed and _kernel_attends(config)
         self.weights = {weight.name: TensorType(weight.dtype, weight.stored_shape) for weight in table.weights}
         self.whole = Bound.of(decoder)
@@ -167,7 +167,11 @@ class StepBuilder:
     def add_pages(self, module: Module) -> Graph:
         """Adds the graph that makes the pages, zeros in memory of the device that may be donated."""
         like = [jax.ShapeDtypeStruct(type.shape, type.dtype) for type in self.state.values()]
-        return Graph(NEW_PAGES, lambda: tuple(lazy_zeros(like)), {}, outputs=tuple(self.state), module=module)
+
+        def zeros() -> tuple[jax.Array, ...]:
+            return tuple(lazy_zeros(like) if self.has_kernels else [jnp.zeros(each.shape, each.dtype) for each in like])
+
+        return Graph(NEW_PAGES, zeros, {}, outputs=tuple(self.state), module=module)
 
     # Each part is jitted, so that it is lowered to a function of its own, once, and called; and kept, so that steps of
     # the same tokens share its trace.

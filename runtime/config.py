@@ -67,7 +67,12 @@ class BatchConfig(Section):
     """Tokens computed in one step, at most: longer prompts are computed in chunks. Rounded up to a power of two."""
 
     max_batch_total_tokens: int | None = setting(None, compiles=True, ge=1)
-    """Tokens that the pages hold for all requests together [default: what 256 MB hold, and at least --max-length]."""
+    """Tokens that the pages hold for all requests together [default: on cpu what 256 MB hold, and at least
+    --max-length; on devices as many as there is memory for]."""
+
+    device_memory_utilization: float | None = setting(None, compiles=False, gt=0, le=1)
+    """Share of a device's memory to take; pages fill what weights leave of it. On cpu, of this host's memory [default:
+    0.9 on devices; on cpu pages have a size of their own]."""
 
     kv_cache_format: Literal["float32", "bfloat16", "float8_e4m3fn"] | None = setting(None, compiles=True)
     """Format of keys and values in the pages, float32 or bfloat16 [default: float32 beside float32 weights on cpu, and

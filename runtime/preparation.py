@@ -34,12 +34,20 @@ from ..compiler.weights import Element, Packing
 from .checkpoint import Checkpoint
 from .compilation import Compilation
 from .config import BatchConfig, ModelConfig
+from .device_memory import memory_budget
 from .ladder import runs_here
 from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
 from .trial import check_sound, vouch
 from .wanted import Wanted, limits_of
-from .weight_preparation import Progress, choose_element, choose_packing, find_or_prepare, weights_of
+from .weight_preparation import (
+    Progress,
+    choose_element,
+    choose_packing,
+    choose_page_format,
+    find_or_prepare,
+    weights_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +162,10 @@ class Preparation:
 
     @property
     def _binding_digest(self) -> str:
-        return binding_digest(self.checkpoint.identity(), self._common_factors())
+        # The key has what becomes of the memory, the number of pages, for which the model's config must be known.
+        memory = memory_budget(self.target, self.batch.device_memory_utilization)
+        budget = {} if memory is None else {"memory": memory}
+        return binding_digest(self.checkpoint.identity(), self._common_factors() | budget)
 
     def _common_factors(self) -> dict[str, Any]:
         """What decides an artifact besides the model: known without parsing its config or importing models/."""
@@ -203,7 +214,8 @@ class Preparation:
         config = table.load_config(architecture, self.checkpoint.config)
         weights = weights_of(config, self.packing, self.encoding, self.checkpoint, self.target)
         self.checkpoint.check(weights)
-        limits = limits_of(config, self.model, self.batch, self.target, self.packing, self.element)
+        page_format = choose_page_format(self.batch.kv_cache_format, self.packing, self.element)
+        limits = limits_of(config, self.model, self.batch, self.target, weights, page_format)
         self.check(limits.max_length, config.vocab_size)
         factors = {
             "architecture": architecture.name,

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from .. import CacheError, CapacityError
+from .. import CacheError
 from ..cache.key import Key
 from ..cache.store import Store
 from ..compiler import threads, xla, xla_targets
 from ..compiler.limits import NEW_PAGES, Limits
 from . import prepared
 from .config import SchedulingConfig
+from .device_memory import check_host, check_loaded
 from .engine import Engine
-from .model import Executables, Model, State, TensorSpec
+from .model import Executables, Model, State
 from .policy import Policy
 from .preparation_report import Prepared, Report
 from .session import CompiledModels, InferenceSession
@@ -55,13 +55,13 @@ def start(
     *,
     scheduling: SchedulingConfig | None = None,
     max_waiting: int | None = None,
-    device_ids: Sequence[int] = (),
+    use: xla_targets.DeviceUse | None = None,
 ) -> Started:
     """Prepares and loads; the executables of decoding and of a prompt of this length first, others when needed.
 
     prepare: called once, and once more when what the store gave turns out to be damaged
     max_waiting: requests that may wait for a row, None for any number
-    device_ids: the numbers of the GPUs to run on; the first ones without
+    use: which devices to run on, and how much of their memory to take
     """
 
     def engine(models: dict[str, Model], found: Prepared, state: State) -> Engine:
@@ -78,16 +78,16 @@ def start(
 
     found = prepare()
     try:
-        return _load(found, store, prompt_tokens, device_ids, engine)
+        return _load(found, store, prompt_tokens, use, engine)
     except CacheError:
-        return _load(prepare(), store, prompt_tokens, device_ids, engine)
+        return _load(prepare(), store, prompt_tokens, use, engine)
 
 
 def _load(
     found: Prepared,
     store: Store,
     prompt_tokens: int,
-    device_ids: Sequence[int],
+    use: xla_targets.DeviceUse | None,
     engine: Callable[[dict[str, Model], Prepared, State], Engine],
 ) -> Started:
     """Loads code and weights at once; raises CacheError for damaged ones, which are set aside by then."""
@@ -97,8 +97,9 @@ def _load(
     device = compiled.device()
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="load") as pool:
         weights = pool.submit(_weights, found)
-        xla_targets.use_device(device, compiled.libraries, device_ids)
+        xla_targets.use_device(device, compiled.libraries, use)
         xla.start_client()
+        check_loaded(compiled, xla.memory_limit())
         pages = pool.submit(_make_pages, compiled, limits, executables, state)
         code = [pool.submit(executables.load, name) for name in _first_needed(compiled, limits, prompt_tokens)]
         try:
@@ -129,22 +130,11 @@ def _make_pages(compiled: CompiledModels, limits: Limits, executables: Executabl
     graph = compiled.graphs.get(NEW_PAGES)
     specs = compiled.graphs[_decoding(limits)].state
     if compiled.device().platform == "cpu":
-        check_memory(specs)
+        check_host(specs)
     if graph is None:
         state.allocate(specs)
         return
     state.keep(graph.outputs, [buffer.array for buffer in Model(graph, executables, {}, state)()])
-
-
-def check_memory(pages: Sequence[TensorSpec]) -> None:
-    """Raises CapacityError for more than the machine has: taking it would end this process, or another one."""
-    wanted = sum(spec.nbytes for spec in pages)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if wanted > there:
-        raise CapacityError(
-            f"the pages of keys and values take {wanted / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB",
-            "Lower --max-batch-total-tokens, or --max-length where that is not given.",
-        )
 
 
 def _decoding(limits: Limits) -> str:

@@ -13,6 +13,7 @@ from ..cache.store import Store
 from ..compiler import Target, threads
 from ..compiler.config import CompileConfig
 from ..compiler.dump import Dump
+from ..compiler.xla_targets import DeviceUse
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.config import BatchConfig, ModelConfig
 from ..runtime.preparation import Preparation, Progress, TextFacts, unchecked
@@ -30,6 +31,11 @@ class PipelineConfig(BaseModel):
     compiling: CompileConfig
     batch: BatchConfig
     cache: CacheConfig
+
+    @property
+    def device_use(self) -> DeviceUse:
+        """The devices to run on, and how much of their memory to take."""
+        return DeviceUse(self.compiling.device_ids, self.batch.device_memory_utilization)
 
     @property
     def sections(self) -> list[Section]:

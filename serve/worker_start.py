@@ -86,7 +86,7 @@ class WorkerStart:
             preparation.store,
             scheduling=config.scheduling,
             max_waiting=config.queue.max_waiting,
-            device_ids=config.pipeline.compiling.device_ids,
+            use=config.pipeline.device_use,
         )
         total = time.perf_counter() - began
         compile_seconds = started.report.seconds.get("compile", 0.0)

@@ -18,7 +18,18 @@ def attached(platform: str) -> tuple[str, ...]:
     return {"cuda": _nvidia, "hip": _amd, "tpu": _google}.get(platform, tuple)()
 
 
+def memory(platform: str, arch: str) -> tuple[int, ...]:
+    """The bytes of memory of each device of this kind, as its driver says; empty where it is not asked."""
+    return tuple(size for name, size in _nvidia_devices() if name == arch) if platform == "cuda" else ()
+
+
 def _nvidia() -> tuple[str, ...]:
+    return tuple(name for name, _ in _nvidia_devices())
+
+
+@functools.cache
+def _nvidia_devices() -> tuple[tuple[str, int], ...]:
+    """Architecture and bytes of memory of each device."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -28,10 +39,11 @@ def _nvidia() -> tuple[str, ...]:
         return ()
     found = []
     for device in range(count.value):
-        parts = ctypes.c_int(), ctypes.c_int()
+        parts, size = (ctypes.c_int(), ctypes.c_int()), ctypes.c_size_t()
         for part, attribute in zip(parts, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
             cuda.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
-        found.append(f"sm_{parts[0].value}{parts[1].value}")
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+        found.append((f"sm_{parts[0].value}{parts[1].value}", size.value))
     return tuple(found)
 
 

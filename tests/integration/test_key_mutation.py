@@ -43,6 +43,7 @@ FLIPPED: dict[str, tuple[Any, ...]] = {
     "max_batch_size": (1, 3),
     "max_batch_input_tokens": (1, 4),
     "max_batch_total_tokens": (64, 100),
+    "device_memory_utilization": (0.5, 0.25),
     "kv_cache_page_size": (8, 32),
     "kv_cache_format": ("float32", "bfloat16"),
     "num_threads": (1,),

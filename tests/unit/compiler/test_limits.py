@@ -44,6 +44,20 @@ def test_asked_for_tokens_round_up_to_a_power_of_two_of_pages(total_tokens, page
     assert chosen(total_tokens=total_tokens).num_pages == pages + 1
 
 
+@pytest.mark.parametrize(
+    ("pool_mib", "pages"), [(1, 64), (5, 76), (32, 496), (32.0625, 512), (500, 7936), (10_000, 1 << 16)]
+)
+def test_a_pool_fills_what_there_is_in_one_of_a_few_sizes(pool_mib: float, pages: int) -> None:
+    """A page of 64 KiB; page 0 is one more, and a row of full length takes 64."""
+    limits = chosen(pool_bytes=int(pool_mib * MIB))
+    assert limits.num_pages == pages + 1
+    assert limits.num_pages <= max(16 * pool_mib, 65), "no more than there is room for"
+
+
+def test_tokens_that_are_asked_for_go_before_the_room_there_is() -> None:
+    assert chosen(total_tokens=1025, pool_bytes=500 * MIB).num_pages == 128 + 1
+
+
 def test_buckets_are_powers_of_two_that_hold_a_chunk_and_a_decode_batch():
     assert chosen().token_buckets == (1, 2, 4, 8, 16, 32, 64, 128, 256)
     assert chosen(max_step_tokens=100).token_buckets[-1] == 128
