@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -85,7 +84,6 @@ class Weight:
     widths:     the share of each source in the outputs; empty for a single source
     transposed: the checkpoint keeps each source as (outputs, inputs), the order of torch.nn.Linear
     by_output:  a matrix as the checkpoint has it, (outputs, inputs), which the graph transposes
-    layers:     of a stack of weights, how many: the first axis, and the sources follow each other layer by layer
     gated:      its two sources are the gate and the up projection of a gated layer
     packed:     the encoding of its panels for the CPU kernels
     element:    of a weight that is not packed
@@ -100,7 +98,6 @@ class Weight:
     gated: bool = False
     packed: Packing = ""
     by_output: bool = False
-    layers: int = 0
     element: Element = "float32"
     split: Split = ""
 
@@ -143,19 +140,8 @@ class Weight:
             start += width
         return np.ascontiguousarray(slices[0]) if len(slices) == 1 else np.concatenate(slices, axis)
 
-    def unstacked(self) -> tuple[Weight, ...]:
-        """The weights of a stack, in the order of their layers; of any other weight, itself."""
-        if not self.layers:
-            return (self,)
-        each = len(self.sources) // self.layers
-        own = (self.sources[first : first + each] for first in range(0, len(self.sources), each))
-        return tuple(replace(self, shape=self.shape[1:], sources=sources, layers=0) for sources in own)
-
     def places(self) -> Iterator[tuple[str, tuple[int, ...], tuple[Any, ...]]]:
-        """Each source tensor: its name, its shape in the checkpoint, and the index of its place in the weight.
-
-        Not of a stack, whose weights have places each.
-        """
+        """Each source tensor: its name, its shape in the checkpoint, and the index of its place in the weight."""
         start = 0
         for source, width in zip(self.sources, self.widths or (self.shape[self._joined],), strict=True):
             share = slice(start, start + width)
@@ -167,9 +153,8 @@ class Weight:
 
     def source_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Each source tensor's name with the shape that it must have in the checkpoint."""
-        for weight in self.unstacked():
-            for source, shape, _ in weight.places():
-                yield source, shape
+        for source, shape, _ in self.places():
+            yield source, shape
 
     @property
     def _joined(self) -> int:
@@ -178,10 +163,10 @@ class Weight:
 
     @property
     def _split_axis(self) -> int:
-        """The axis that devices share; a matrix in a stack has its own axes behind that of the layers."""
-        own = len(self.shape) - bool(self.layers)
-        outputs = own - 1 if self.transposed else 0
-        return bool(self.layers) + (outputs if self.split == "outputs" else own - 1 - outputs)
+        """The axis that devices share."""
+        last = len(self.shape) - 1
+        outputs = last if self.transposed else 0
+        return outputs if self.split == "outputs" else last - outputs
 
 
 def _fitting(packing: Packing, inputs: int) -> Packing:
@@ -208,22 +193,10 @@ def _packed(weight: Weight, packing: Packing, own: Mapping[str, Packing]) -> Ite
         yield Weight(f"{weight.name}.{index}", shape, sources, widths, transposed=True, packed=encoding)
 
 
-_LAYER = re.compile(r"^(blocks)\.\d+\.")
-
-
 def _by_output(weight: Weight) -> Weight:
     if not weight.transposed:
         return weight
     return replace(weight, shape=weight.shape[::-1], transposed=False, by_output=True)
-
-
-def _stack(name: str, weights: list[Weight]) -> Weight:
-    first = weights[0]
-    if first.name == name:
-        return first
-    assert len({weight.shape for weight in weights}) == 1, f"layers with different shapes of {name}"
-    sources = tuple(source for weight in weights for source in weight.sources)
-    return replace(first, name=name, shape=(len(weights), *first.shape), sources=sources, layers=len(weights))
 
 
 @dataclass(frozen=True)
@@ -264,19 +237,13 @@ class WeightTable:
         """The same weights, those that are not packed made of another element."""
         return replace(self, weights=tuple(replace(weight, element=element) for weight in self.weights))
 
-    def stacked(self) -> WeightTable:
-        """The weights of all layers as one of each kind, in the orientation of the checkpoint, as GPUs take them.
-
-        blocks.0.X, blocks.1.X, ... become blocks.X with a first axis of layers. Nothing may be packed.
-        """
-        kinds: dict[str, list[Weight]] = {}
-        for weight in self.weights:
-            kinds.setdefault(_LAYER.sub(r"\1.", weight.name), []).append(_by_output(weight))
-        return replace(self, weights=tuple(_stack(name, weights) for name, weights in kinds.items()))
+    def by_output(self) -> WeightTable:
+        """The same weights, every matrix in the orientation of the checkpoint, as GPUs take it; nothing is packed."""
+        return replace(self, weights=tuple(map(_by_output, self.weights)))
 
     @property
-    def is_stacked(self) -> bool:
-        return any(weight.layers for weight in self.weights)
+    def is_by_output(self) -> bool:
+        return any(weight.by_output for weight in self.weights)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -293,7 +260,6 @@ class WeightTable:
                 bool(row["gated"]),
                 row["packed"],
                 bool(row["by_output"]),
-                row["layers"],
                 row["element"],
                 row["split"],
             )

@@ -28,16 +28,16 @@ def build_text_pipeline(architecture: str, config: Any, limits: Limits, table: W
     part = config.part(devices)
     decoder = nnx.eval_shape(lambda: getattr(file, class_name)(part, rngs=nnx.Rngs(0), devices=devices))
     module = Module(architecture)
-    if table.is_stacked:
+    if table.is_by_output:
         builder = GpuStepBuilder(decoder, part, limits, table, devices)
     else:
-        assert devices == 1, "meshes are of GPUs, which take the layers' weights as stacks"
+        assert devices == 1, "meshes are of GPUs, which compute by kernels of their own"
         builder = StepBuilder(decoder, config, limits, table)
     builder.add_pages(module)
     for tokens in limits.token_buckets:
         for rows in limits.logit_rows(tokens):
             builder.add(module, tokens, rows)
-    draws = "cpu" if table.is_packed else "gpu" if table.is_stacked else "xla"
+    draws = "cpu" if table.is_packed else "gpu" if table.is_by_output else "xla"
     for rows in limits.row_buckets:
         add_samplers(module, rows, config.vocab_size, limits.max_batch, draws)
     return module

@@ -14,8 +14,10 @@ from ..compiler.triton.paged_attention import (
     paged_attention_kernel,
     tokens_per_tile,
 )
+from ..compiler.triton.rms_norm import rms_norm_kernel
 from ..compiler.triton.rope_kv_write import rope_kv_write_kernel
 from ..compiler.triton.sample import highest_kernel, sample_kernel
+from .layers import Norms
 
 
 def rope_kv_write(
@@ -98,6 +100,20 @@ def paged_attention(
     first_page = _first_page(layer, num_pages)
     parts = triton_call(paged_attention_kernel(about), q, pool, page_table, positions, tiles, first_page, *optional)
     return parts[0] if about.splits == 1 else triton_call(combine_kernel(about), *parts)[0]
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """As `layers.rms_norm`."""
+    return triton_call(rms_norm_kernel(_type(x), _type(weight), eps, adds=False), x, weight)[0]
+
+
+def add_rms_norm(x: jax.Array, delta: jax.Array, weight: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """As `layers.add_rms_norm`."""
+    total, normed = triton_call(rms_norm_kernel(_type(x), _type(weight), eps, adds=True), x, delta, weight)
+    return total, normed
+
+
+NORMS = Norms(rms_norm, add_rms_norm)
 
 
 def draw(logits: jax.Array, settings: jax.Array, numbers: jax.Array, u: jax.Array) -> jax.Array:

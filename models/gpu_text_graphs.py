@@ -1,9 +1,9 @@
 """The step graphs of a text-generation pipeline for GPUs: a step is one executable, and so one graph of launches.
 
-The inputs and outputs are those of text_graphs.py. What differs is how memory is cut: each kind of weight is one
-argument for all layers, indexed by a constant, and the pages of all layers are one pool that is updated in place. Keys
-and values are written, and attention is computed, by kernels that travel inside the graph as Triton IR. For a mesh of
-devices the graph is that of one of them: config, weights and pages are its part.
+The inputs and outputs are those of text_graphs.py. What differs is how memory is cut: the pages of all layers are one
+pool that is updated in place. Keys and values are written, attention is computed and activations are normed by kernels
+that travel inside the graph as Triton IR. Layers differ in their arguments only, so that XLA compiles each kernel once
+for all of them. For a mesh of devices the graph is that of one of them: config, weights and pages are its part.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from flax import nnx
 from ..compiler import Graph, Module, TensorType
 from ..compiler.limits import NEW_PAGES, Limits
 from ..compiler.weights import WeightTable
-from .gpu_kernels import make_tiles, paged_attention, rope_kv_write
+from .gpu_kernels import NORMS, make_tiles, paged_attention, rope_kv_write
 from .rope import rope_tables
 from .text_graphs import Bound, DecoderConfig, Weights, page_shape, step_ids, step_inputs
 
-_POOL, _BLOCKS = "pages", "blocks."
+_POOL, _BLOCK = "pages", "blocks.{}."
 
 _Context = tuple[jax.Array, jax.Array, jax.Array]
 """What every block needs of the step: cosines, sines, and the tiles of attention."""
@@ -34,12 +34,11 @@ class GpuStepBuilder:
         self, decoder: nnx.Module, config: DecoderConfig, limits: Limits, table: WeightTable, devices: int = 1
     ) -> None:
         """decoder: abstract (`nnx.eval_shape`), with `embed_tokens`, `blocks` and `logits` as in llama.py.
-        table: the weights, stacked; their element is what the step computes in. devices: of the mesh; decoder and
+        table: the weights, by output; their element is what the step computes in. devices: of the mesh; decoder and
         config are those of one part."""
-        assert table.is_stacked, "GPUs take the layers' weights as stacks"
+        assert table.is_by_output, "GPUs take matrices as the checkpoint has them"
         self.config, self.limits = config, limits
         self.weights = {weight.name: TensorType(weight.dtype, weight.part_shape(devices)) for weight in table.weights}
-        self.stacks = [name for name in self.weights if name.startswith(_BLOCKS)]
         self.by_output = {weight.name for weight in table.weights if weight.by_output}
         # Where float32 is asked for, products are not rounded to the 10 bits of TF32.
         self.precision = "highest" if table.weights[0].element == "float32" else "default"
@@ -56,11 +55,11 @@ class GpuStepBuilder:
         def step(weights: Weights, state: Weights, *values: jax.Array) -> tuple[jax.Array, Weights]:
             given = dict(zip(inputs, values, strict=True))
             with jax.default_matmul_precision(self.precision):
-                outer = {name: self._turned(name, weights[name]) for name in weights if name not in self.stacks}
+                outer = self._turned(weights, "")
                 x = self.whole.fill(outer).embed_tokens(step_ids(given))
                 pool, context = state[_POOL], self._context(given)
                 for layer in range(self.config.num_layers):
-                    own = {name.removeprefix(_BLOCKS): self._turned(name, weights[name][layer]) for name in self.stacks}
+                    own = self._turned(weights, _BLOCK.format(layer))
                     x, pool = block(own, pool, x, context, jnp.int32(layer), given)
                 return self.whole.fill(outer).logits(x[given["logit_rows"]]), {_POOL: pool}
 
@@ -72,9 +71,11 @@ class GpuStepBuilder:
         pool = self.state[_POOL]
         return Graph(NEW_PAGES, lambda: (jnp.zeros(pool.shape, pool.dtype),), {}, outputs=(_POOL,), module=module)
 
-    def _turned(self, name: str, weight: jax.Array) -> jax.Array:
-        """A matrix as architectures take it, (inputs, outputs); XLA reads it transposed where it multiplies."""
-        return weight.T if name in self.by_output else weight
+    def _turned(self, weights: Weights, prefix: str) -> Weights:
+        """The weights of this prefix without it, matrices as architectures take them, (inputs, outputs): XLA reads
+        them transposed where it multiplies."""
+        own = [name for name in weights if name.startswith(prefix)]
+        return {name.removeprefix(prefix): weights[name].T if name in self.by_output else weights[name] for name in own}
 
     def _context(self, given: Weights) -> _Context:
         lengths = given["lengths"][jnp.maximum(given["rows"], 0)]
@@ -99,7 +100,7 @@ class GpuStepBuilder:
                 q, written = rope_kv_write(qkv, cos, sin, given["slots"], pool, num_heads=self.config.num_heads, **at)
                 return paged_attention(q, written, given["page_table"], given["positions"], tiles, **at)
 
-            x = self.block.fill(weights)(x, attend)
+            x = self.block.fill(weights)(x, attend, norms=NORMS)
             return x, written
 
         if tokens not in self._blocks:

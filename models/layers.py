@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -51,6 +55,17 @@ def add_rms_norm(
         return kernels.add_rms_norm(x, delta, weight, eps)
     total = x + delta
     return total, rms_norm(total, weight, eps)
+
+
+class Norms(NamedTuple):
+    """How a layer's norms are computed: `rms_norm` and `add_rms_norm` without their setting."""
+
+    alone: Callable[[jax.Array, jax.Array, float], jax.Array]
+    behind_sum: Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
+
+
+NORMS = Norms(rms_norm, add_rms_norm)
+PACKED_NORMS = Norms(partial(rms_norm, use_kernels=True), partial(add_rms_norm, use_kernels=True))
 
 
 def linear(x: jax.Array, weight: Matrix, outputs: int, bias: jax.Array | None = None) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..compiler.collectives import all_gather
-from .layers import add_rms_norm, embed, is_packed, linear, reduced_linear, rms_norm, swiglu
+from .layers import NORMS, PACKED_NORMS, Norms, embed, is_packed, linear, reduced_linear, rms_norm, swiglu
 from .llama_config import Config
 
 Attend = Callable[[jax.Array], jax.Array]
@@ -45,16 +45,21 @@ class Block(nnx.Module):
         self.gate_up_bias = nnx.Param(jnp.zeros((2 * f,), dtype)) if config.mlp_bias else None
         self.down_bias = nnx.Param(jnp.zeros((d,), dtype)) if config.mlp_bias else None
 
-    def __call__(self, x: jax.Array, attend: Attend, rows: jax.Array | None = None) -> jax.Array:
-        """x: (T, D) residual stream; same shape out, or (R, D) where only the tokens `rows`, (R,) int32, are wanted."""
+    def __call__(
+        self, x: jax.Array, attend: Attend, rows: jax.Array | None = None, norms: Norms | None = None
+    ) -> jax.Array:
+        """x: (T, D) residual stream; same shape out, or (R, D) where only the tokens `rows`, (R,) int32, are wanted.
+
+        norms: what computes them, where it is not to follow from how the matrices are packed
+        """
         qkv, d, f = self.widths
-        packed = is_packed(self.qkv.get_value())
-        h = rms_norm(x, self.input_norm[...], self.norm_eps, use_kernels=packed)
+        norms = norms or (PACKED_NORMS if is_packed(self.qkv.get_value()) else NORMS)
+        h = norms.alone(x, self.input_norm[...], self.norm_eps)
         h = attend(linear(h, self.qkv.get_value(), qkv, _value(self.qkv_bias)))
         if rows is not None:  # behind attention, tokens know nothing of each other
             x, h = x[rows], h[rows]
         delta = reduced_linear(h, self.o.get_value(), d, _value(self.o_bias), self.devices)
-        x, h = add_rms_norm(x, delta, self.post_norm[...], self.norm_eps, use_kernels=packed)
+        x, h = norms.behind_sum(x, delta, self.post_norm[...], self.norm_eps)
         h = swiglu(h, self.gate_up.get_value(), f, _value(self.gate_up_bias))
         return x + reduced_linear(h, self.down.get_value(), d, _value(self.down_bias), self.devices)
 

@@ -137,28 +137,20 @@ def load(
 
 @dataclass(frozen=True)
 class _Piece:
-    """A weight, one layer of it where it is a stack, and its bytes in the data; behind them padding, up to `stop`."""
+    """A weight and its place in the data."""
 
     weight: Weight
     slot: Slot
-    offset: int
-    nbytes: int
-    stop: int
 
     def view(self, memory: np.ndarray, start: int) -> np.ndarray:
         """The weight in memory that holds the data from `start` on."""
-        at = self.offset - start
-        return memory[at : at + self.nbytes].view(self.slot.dtype).reshape(self.weight.stored_shape)
+        at = self.slot.offset - start
+        return memory[at : at + self.slot.nbytes].view(self.slot.dtype).reshape(self.weight.stored_shape)
 
 
 def _pieces(table: WeightTable, slots: Sequence[Slot]) -> Iterator[_Piece]:
-    """The weights in order; a stack layer by layer, so that none of it needs memory as a whole."""
-    for weight, slot in zip(table.weights, slots, strict=True):
-        own = weight.unstacked()
-        nbytes = slot.nbytes // len(own)
-        for index, each in enumerate(own):
-            offset = slot.offset + index * nbytes
-            yield _Piece(each, slot, offset, nbytes, slot.stop if each is own[-1] else offset + nbytes)
+    """The weights in order."""
+    return (_Piece(weight, slot) for weight, slot in zip(table.weights, slots, strict=True))
 
 
 def _write(
@@ -206,17 +198,17 @@ def _regions(
     on_filled: takes the bytes of the data that are filled, as often as a part of a weight is
     """
     groups = list(_groups(_pieces(table, slots)))
-    largest = max((group[-1].stop - group[0].offset for group in groups), default=0)
+    largest = max((group[-1].slot.stop - group[0].slot.offset for group in groups), default=0)
     staging = arena or Arena([("staging", (largest + CHUNK_BYTES,), "uint8")])
     start = 0  # of `memory` in the data
     for group in groups:
-        stop = group[-1].stop
+        stop = group[-1].slot.stop
         memory = staging.memory[start:stop] if staging is arena else staging.memory[: stop - start]
         reads = []
         for piece in group:
-            memory[piece.offset + piece.nbytes - start : piece.stop - start] = 0
+            memory[piece.slot.offset + piece.slot.nbytes - start : piece.slot.stop - start] = 0
             reads += reads_of(checkpoint, piece.weight, piece.view(memory, start))
-        begin, size = group[0].offset, stop - group[0].offset
+        begin, size = group[0].slot.offset, stop - group[0].slot.offset
         for count, _ in enumerate(_in_order(pool, lambda read: read.run(), reads), 1):
             on_filled(begin + size * count // len(reads))
         whole = len(memory) if group is groups[-1] else len(memory) // CHUNK_BYTES * CHUNK_BYTES
@@ -230,7 +222,7 @@ def _groups(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
     """Neighbours that are prepared together: up to 32 MiB, or one larger weight."""
     group: list[_Piece] = []
     for piece in pieces:
-        if group and piece.stop - group[0].offset > _GROUP_BYTES:
+        if group and piece.slot.stop - group[0].slot.offset > _GROUP_BYTES:
             yield group
             group = []
         group.append(piece)

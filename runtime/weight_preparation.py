@@ -69,7 +69,7 @@ def weights_of(
     table = config.weights(packing, None if wanted else own)
     if not packing:
         table = table.made_of(choose_element(wanted, checkpoint, target))
-        return table.stacked().split(config.sharding(target.devices)) if target.lowering == "gpu" else table
+        return table.by_output().split(config.sharding(target.devices)) if target.lowering == "gpu" else table
     again = {own[name] for name in own if wanted and own[name] not in ("float32", "bfloat16", wanted)}
     if again:
         logger.warning("quantized weights are converted: from=%s to=%s", ",".join(sorted(again)), wanted)

@@ -248,6 +248,11 @@ def exp2(x: Block) -> Block:
     return Block(math.exp2(x.value))
 
 
+def rsqrt(x: Block) -> Block:
+    """1 / sqrt(x)."""
+    return Block(math.rsqrt(x.value))
+
+
 def tanh(x: Block) -> Block:
     """The hyperbolic tangent, right within 1e-7; by exp2, as GPUs have no common instruction for it."""
     return 1 - 2 / (exp2(x * (2 * log2(e))) + 1)

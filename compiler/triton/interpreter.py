@@ -316,6 +316,7 @@ _OPERATIONS: dict[str, Factory] = {
     "arith.trunci": _convert,
     "arith.sitofp": _convert,
     "math.exp2": _plain(np.exp2),
+    "math.rsqrt": _plain(lambda x: 1 / np.sqrt(x)),
     "tt.addptr": _plain(_add_to_pointer),
     "tt.bitcast": _bitcast,
     "tt.broadcast": _moved(np.broadcast_to),

@@ -21,8 +21,7 @@ from max.cache import mef
 from max.compiler import Target, xla
 from max.compiler.artifact import Options, compile_module
 from max.compiler.limits import Limits
-from max.models import gpu_text_graphs
-from max.models.build import build_text_pipeline
+from max.models import build, gpu_text_graphs, layers, sampler
 from max.models.layers import split_heads
 from max.models.llama_config import Config
 from max.models.paged_attention import make_tiles, paged_attention, write_pages
@@ -60,15 +59,17 @@ def load(folder: Path, devices: int) -> tuple[Config, CompiledModels, dict[str, 
     """Compiles the checkpoint for the mesh and loads it there."""
     gpu_text_graphs.rope_kv_write = write  # type: ignore[assignment]
     gpu_text_graphs.paged_attention = attend  # type: ignore[assignment]
+    build.add_samplers = lambda *about: sampler.add_samplers(*about[:4])  # type: ignore[assignment]
+    gpu_text_graphs.NORMS = layers.NORMS  # type: ignore[misc]
     gpu_text_graphs.make_tiles = lambda rows, positions, **_: rows
     if devices > 1:
         xla.use_client(lambda: xla.jaxlib().make_cpu_client(num_devices=devices), devices)
     target = replace(Target.parse("cpu"), topology=f"1x1x{devices}")
     checkpoint = Checkpoint.open(folder)
     config = Config.from_hf(checkpoint.config)
-    table = config.weights().stacked().split(config.sharding(devices))
+    table = config.weights().by_output().split(config.sharding(devices))
     buffer = io.BytesIO()
-    module = build_text_pipeline(checkpoint.architecture, config, LIMITS, table, devices)
+    module = build.build_text_pipeline(checkpoint.architecture, config, LIMITS, table, devices)
     compile_module(module, target, mef.MefWriter(buffer), Options(weights=table.to_json()))
     compiled = CompiledModels(mef.Mef.from_bytes(buffer.getvalue()))
     session = InferenceSession()

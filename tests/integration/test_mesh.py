@@ -64,4 +64,4 @@ def test_biases_are_added_once_and_an_odd_vocabulary_stays_whole(tmp_path: Path)
     assert np.abs(wanted - found).max() <= TOLERANCE * wanted.std()
     assert one["answer"] == two["answer"] and len(two["answer"]) == 16
     assert two["shapes"]["embed"] == [257, 64]
-    assert two["shapes"]["blocks.qkv"][1] * 2 == one["shapes"]["blocks.qkv"][1]
+    assert two["shapes"]["blocks.0.qkv"][0] * 2 == one["shapes"]["blocks.0.qkv"][0]

@@ -34,7 +34,7 @@ def compiled() -> Answer:
         pytest.skip(f"{' and '.join(absent)} not installed")
     part = LLAMA.part(DEVICES)
     decoder = nnx.eval_shape(lambda: llama.Llama(part, rngs=nnx.Rngs(0), devices=DEVICES))
-    table = LLAMA.weights().made_of("bfloat16").stacked().split(LLAMA.sharding(DEVICES))
+    table = LLAMA.weights().made_of("bfloat16").by_output().split(LLAMA.sharding(DEVICES))
     graph = GpuStepBuilder(decoder, part, LIMITS, table, DEVICES).add(Module("m"), TOKENS, LIMITS.max_batch)
     merged = merge("m", {graph.name: xla_lowering.lower(graph, target.xla_platform).stablehlo})
     plan = segments.split(merged, {graph.name: [len(table.weights)]}, use_subgraphs=True)

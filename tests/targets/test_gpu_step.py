@@ -33,7 +33,7 @@ def compile_step(tokens: int, folder: Path) -> Answer:
     if absent := missing(target):
         pytest.skip(f"{' and '.join(absent)} not installed")
     decoder = nnx.eval_shape(lambda: llama.Llama(LLAMA, rngs=nnx.Rngs(0)))
-    table = LLAMA.weights().made_of("bfloat16").stacked()
+    table = LLAMA.weights().made_of("bfloat16").by_output()
     graph = GpuStepBuilder(decoder, LLAMA, LIMITS, table).add(Module("m"), tokens, LIMITS.max_batch)
     merged = merge("m", {graph.name: xla_lowering.lower(graph, target.xla_platform).stablehlo})
     plan = segments.split(merged, {graph.name: [len(table.weights)]}, use_subgraphs=True)
@@ -45,7 +45,7 @@ def compile_step(tokens: int, folder: Path) -> Answer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tokens", "temporary_bytes", "code_bytes"), [(8, 1 << 20, 1_000_000), (512, 64 << 20, 1_100_000)]
+    ("tokens", "temporary_bytes", "code_bytes"), [(8, 1 << 20, 800_000), (512, 64 << 20, 1_000_000)]
 )
 def test_the_step_of_an_8b_model(tokens: int, temporary_bytes: int, code_bytes: int, tmp_path: Path) -> None:
     answer = compile_step(tokens, tmp_path)
@@ -64,7 +64,7 @@ def test_the_step_of_an_8b_model(tokens: int, temporary_bytes: int, code_bytes: 
         read = WEIGHT_BYTES - 2 * LLAMA.vocab_size * LLAMA.hidden_size
         assert read <= answer.bytes_accessed <= 1.1 * read
     products = [text for text in map(Path.read_text, tmp_path.glob("*.ptx")) if re.search(r"\.entry gemm_fusion", text)]
-    assert len(products) == 4 * LLAMA.num_layers + 1
+    assert len(products) == 4 + 1, "all layers share their kernels"
     assert all(re.search(r"^\.target sm_90a", text, re.M) for text in products)
     instruction = "wgmma.mma_async" if tokens == 512 else "mma.sync"
     assert all(instruction in text for text in products)

@@ -16,10 +16,10 @@ def filled(weight: Weight) -> np.ndarray:
     return np.arange(np.prod(weight.stored_shape), dtype=np.float32).reshape(weight.stored_shape)
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-def test_each_device_has_its_heads_columns_and_rows(stacked: bool) -> None:
+@pytest.mark.parametrize("by_output", [True, False])
+def test_each_device_has_its_heads_columns_and_rows(by_output: bool) -> None:
     table = CONFIG.weights().split(CONFIG.sharding(2))
-    table = WeightTable.from_json((table.stacked() if stacked else table).to_json())
+    table = WeightTable.from_json((table.by_output() if by_output else table).to_json())
     for weight in table.weights:
         whole = filled(weight)
         parts = [weight.part(whole, device, 2) for device in range(2)]
@@ -28,8 +28,8 @@ def test_each_device_has_its_heads_columns_and_rows(stacked: bool) -> None:
         if name in ("input_norm", "post_norm", "norm", "o_bias", "down_bias"):
             assert not weight.split and parts[0] is whole
             continue
-        axis = {"outputs": -2 if weight.by_output or name == "embed" else -1, "inputs": -1 if stacked else -2}
-        at = axis[weight.split] if whole.ndim - stacked * bool(weight.layers) > 1 else -1
+        axis = {"outputs": -2 if weight.by_output or name == "embed" else -1, "inputs": -1 if by_output else -2}
+        at = axis[weight.split] if whole.ndim > 1 else -1
         widths = weight.widths if weight.split == "outputs" and weight.widths else (whole.shape[at],)
         for device, part in enumerate(parts):
             shares = [np.split(source, 2, at)[device] for source in np.split(whole, np.cumsum(widths)[:-1], axis=at)]

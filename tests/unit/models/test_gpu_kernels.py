@@ -21,7 +21,7 @@ from max.compiler.triton.paged_attention import (
     tokens_per_tile,
 )
 from max.models import paged_attention as cpu
-from max.models.gpu_kernels import make_tiles, paged_attention, rope_kv_write
+from max.models.gpu_kernels import add_rms_norm, make_tiles, paged_attention, rms_norm, rope_kv_write
 from max.models.rope import rotate
 
 LAYERS, PAGES = 3, 7
@@ -249,3 +249,27 @@ def test_attention_reads_pages_behind_two_to_the_31_elements() -> None:
     result = interpret(kernel, q, pool, last, positions, tiles, first_page)[0]
     assert (result[0] == 3).all()
     assert np.isnan(result[1:].astype(np.float32)).all(), "tokens of no tile"
+
+
+# --- norms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [1, 24, 512, 1000])
+def test_norms(dtype: str, width: int) -> None:
+    rng = np.random.default_rng(width)
+    x, delta = (jnp.asarray(rng.normal(scale=3, size=(5, width)), dtype) for _ in range(2))
+    weight = jnp.asarray(rng.normal(size=width), dtype)
+    tolerance = 1e-2 if dtype == "bfloat16" else 1e-5
+
+    def check(found: jax.Array, total: jax.Array) -> None:
+        exact = np.asarray(total, np.float64)
+        scale = 1 / np.sqrt((exact**2).mean(1, keepdims=True) + 1e-5)
+        assert found.dtype == x.dtype
+        expected = exact * scale * np.asarray(weight, np.float64)
+        np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=tolerance, atol=tolerance)
+
+    check(rms_norm(x, weight, 1e-5), x)
+    total, normed = add_rms_norm(x, delta, weight, 1e-5)
+    same_bits(total, x + delta)
+    check(normed, total)

@@ -24,19 +24,18 @@ TOKENS, PAGE = 8, 4
 @pytest.mark.parametrize(("element", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-2)])
 def test_it_gives_the_logits_of_the_plain_graph(element: Element, tolerance: float) -> None:
     limits = Limits(16, 3, PAGE, 12, (TOKENS,), element)
-    plain, stacked = CONFIG.weights().made_of("float32"), CONFIG.weights().made_of(element).stacked()
+    plain, turned = CONFIG.weights().made_of("float32"), CONFIG.weights().made_of(element).by_output()
     rng = np.random.default_rng(0)
     values = {weight.name: _random(rng, weight.shape) for weight in plain.weights}
-    stacks = {}
-    for weight in stacked.weights:
-        names = [weight.name.replace("blocks.", f"blocks.{layer}.") for layer in range(CONFIG.num_layers)]
-        parts = [values[name].T if weight.by_output else values[name] for name in names[: weight.layers or 1]]
-        stacks[weight.name] = jnp.asarray(np.stack(parts) if weight.layers else parts[0], element)
+    given_as = {
+        each.name: jnp.asarray(values[each.name].T if each.by_output else values[each.name], element)
+        for each in turned.weights
+    }
     decoder = nnx.eval_shape(lambda: llama.Llama(CONFIG, rngs=nnx.Rngs(0)))
     wanted = StepBuilder(decoder, CONFIG, _with_format(limits, "float32"), plain).add(Module("plain"), TOKENS, 2)
-    found = GpuStepBuilder(decoder, CONFIG, limits, stacked).add(Module("gpu"), TOKENS, 2)
+    found = GpuStepBuilder(decoder, CONFIG, limits, turned).add(Module("gpu"), TOKENS, 2)
     results = []
-    for graph, weights in ((wanted, values), (found, stacks)):
+    for graph, weights in ((wanted, values), (found, given_as)):
         state = {name: jnp.zeros(type.shape, type.dtype) for name, type in graph.state.items()}
         step = jax.jit(graph.forward)
         for given in _steps(limits):

@@ -1,4 +1,4 @@
-"""Weights for devices: the layers of a kind as one stack, in the checkpoint's orientation, as float32 or bfloat16."""
+"""Weights for devices: in the checkpoint's orientation, as float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -51,26 +51,26 @@ def save(folder: Path, dtype: type) -> tuple[Checkpoint, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("element", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("group_bytes", [1, 3000, 32 << 20])
-def test_a_stack_holds_every_layer(
+def test_matrices_are_as_the_checkpoint_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, element: Element, stored: type, group_bytes: int
 ) -> None:
     monkeypatch.setattr(prepared, "_GROUP_BYTES", group_bytes)
     checkpoint, tensors = save(tmp_path / "model", stored)
-    table = TABLE.made_of(element).stacked()
-    assert WeightTable.from_json(table.to_json()) == table and table.is_stacked and not TABLE.is_stacked
+    table = TABLE.made_of(element).by_output()
+    assert WeightTable.from_json(table.to_json()) == table and table.is_by_output and not TABLE.is_by_output
     identity = prepared.prepare(table, checkpoint, tmp_path / "weights", threads=2)
     read = prepared.load(tmp_path / "weights", threads=2, expected_id=identity)
     arena = Arena(prepared.layout_of(table))
     dtype = np.dtype(getattr(ml_dtypes, element, element))
     for found in (read, prepared.prepare_into(table, checkpoint, arena, threads=2)):
-        assert list(found) == ["embed", *(f"blocks.{kind.name}" for kind in KINDS), "head"]
+        assert list(found) == [weight.name for weight in TABLE.weights]
         assert {array.dtype for array in found.values()} == {dtype}
         np.testing.assert_array_equal(found["embed"], tensors["embed"].astype(dtype))
         np.testing.assert_array_equal(found["head"], tensors["head"].astype(dtype))
         for kind in KINDS:
             for layer in range(LAYERS):
                 parts = [tensors[f"layers.{layer}.{source}"] for source in kind.sources]
-                np.testing.assert_array_equal(found[f"blocks.{kind.name}"][layer], np.concatenate(parts).astype(dtype))
+                np.testing.assert_array_equal(found[f"blocks.{layer}.{kind.name}"], np.concatenate(parts).astype(dtype))
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -80,9 +80,3 @@ def test_rows_of_inputs_are_rounded_as_well(tmp_path: Path, stored: type) -> Non
     found = prepared.prepare_into(table, checkpoint, Arena(prepared.layout_of(table)), threads=1)
     wanted = np.concatenate([tensors[f"layers.1.{part}"].T for part in "qkv"], axis=1)
     np.testing.assert_array_equal(found["blocks.1.qkv"], wanted.astype(ml_dtypes.bfloat16))
-
-
-def test_layers_of_different_shapes_are_no_stack() -> None:
-    table = WeightTable((Weight("blocks.0.a", (2,), ("x",)), Weight("blocks.1.a", (3,), ("y",))))
-    with pytest.raises(AssertionError, match="different shapes"):
-        table.stacked()
