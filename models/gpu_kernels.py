@@ -16,7 +16,7 @@ from ..compiler.triton.paged_attention import (
 )
 from ..compiler.triton.rms_norm import rms_norm_kernel
 from ..compiler.triton.rope_kv_write import rope_kv_write_kernel
-from ..compiler.triton.sample import highest_kernel, sample_kernel
+from ..compiler.triton.sample import argmax_kernel, highest_kernel, sample_kernel
 from .layers import Norms
 
 
@@ -116,9 +116,15 @@ def add_rms_norm(x: jax.Array, delta: jax.Array, weight: jax.Array, eps: float) 
 NORMS = Norms(rms_norm, add_rms_norm)
 
 
-def draw(logits: jax.Array, settings: jax.Array, numbers: jax.Array, u: jax.Array) -> jax.Array:
-    """One token of each row of adjusted logits, as of `sampler.draw`."""
-    return triton_call(sample_kernel(_type(logits)), logits, settings, numbers, u)[0]
+def argmax(logits: jax.Array, num_ids: int) -> jax.Array:
+    """As `sampler.sample_greedy`, with zeros behind the rows: (num_ids,) int32."""
+    return triton_call(argmax_kernel(_type(logits), num_ids), logits)[0]
+
+
+def draw(logits: jax.Array, settings: jax.Array, numbers: jax.Array, u: jax.Array, *, num_ids: int = 0) -> jax.Array:
+    """As `sampler.draw`, with zeros behind the rows where `num_ids` are asked for."""
+    kernel = sample_kernel(_type(logits), num_ids or logits.shape[0])
+    return triton_call(kernel, logits, settings, numbers, u)[0]
 
 
 def logprobs(logits: jax.Array, ids: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -33,8 +33,16 @@ def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, by:
     def filled(sample: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lambda *inputs: jnp.pad(sample(*inputs), (0, max_batch - rows))
 
+    draws: dict[By, tuple[Callable[..., jax.Array], Callable[..., jax.Array]]] = {
+        "xla": (filled(sample_greedy), filled(sample_full)),
+        "cpu": (filled(kernels.argmax), partial(kernels.sample, num_ids=max_batch)),
+        "gpu": (
+            partial(gpu_kernels.argmax, num_ids=max_batch),
+            partial(sample_full, draw=partial(gpu_kernels.draw, num_ids=max_batch)),
+        ),
+    }
+    greedy, full = draws[by]
     logits = TensorType("float32", (rows, vocab_size))
-    greedy = filled(kernels.argmax if by == "cpu" else sample_greedy)
     Graph(f"sample_greedy_r{rows}", greedy, {"logits": logits}, outputs=("ids",), module=module)
     inputs = {
         "logits": logits,
@@ -44,11 +52,6 @@ def add_samplers(module: Module, rows: int, vocab_size: int, max_batch: int, by:
         "settings": TensorType("float32", (rows, len(SETTINGS))),
         "numbers": TensorType("int32", (rows, len(NUMBERS))),
     }
-    full = {
-        "xla": filled(sample_full),
-        "cpu": partial(kernels.sample, num_ids=max_batch),
-        "gpu": filled(partial(sample_full, draw=gpu_kernels.draw)),
-    }[by]
     Graph(f"sample_full_r{rows}", full, inputs, outputs=("ids",), module=module)
     name, inputs = f"sample_logprobs_r{rows}", {"logits": logits, "ids": TensorType("int32", (max_batch,))}
     told = {"xla": logprobs, "cpu": kernels.logprobs, "gpu": gpu_kernels.logprobs}[by]

@@ -1,4 +1,6 @@
-"""The kernels behind logits: the draw of one token per row, and the highest logits of each row. A program has a row.
+"""The kernels behind logits: the token of each row, drawn or the most likely, and the highest logits of each row.
+
+A program has a row; programs behind the last one give the zeros that fill a batch.
 
 No sort: the thresholds of top-k and top-p are found from their highest bits down, two bits in each pass over the row,
 and the token where the running sum of weights passes one uniform number. It is the definition of models/sampler.py.
@@ -79,36 +81,50 @@ class _Draw:
 
 
 @functools.cache
-def sample_kernel(logits: TensorType) -> Kernel:
+def argmax_kernel(logits: TensorType, num_ids: int) -> Kernel:
+    """The first of the largest of each row of logits (R, V) float32, or -1 where one is NaN; (num_ids,) int32."""
+    rows, width = logits.shape
+
+    def body(logits_at: Block, out_at: Block) -> None:
+        is_row, place = b.program_id(0) < rows, b.minimum(b.program_id(0), rows - 1)
+        row = _Row(logits_at + place.to("int64") * width, width)
+        b.store(out_at + b.program_id(0), b.where(is_row, _first(row, _peak(row, is_row), is_row), 0))
+
+    ids = TensorType("int32", (num_ids,))
+    return build("argmax", [logits], [ids], body, grid=(num_ids, 1, 1), num_warps=_warps(width))
+
+
+@functools.cache
+def sample_kernel(logits: TensorType, num_ids: int) -> Kernel:
     """Draws a token of each row of adjusted logits (R, V) float32; -inf ones never come.
 
     Operands: logits; settings (R, 6) float32 and numbers (R, 5) int32, columns SETTINGS and NUMBERS; uniform numbers
-    (R,) float32 in [0, 1). Result: (R,) int32, -1 where a logit is NaN or there is no finite one to draw.
+    (R,) float32 in [0, 1). Result: (num_ids,) int32, -1 where a logit is NaN or there is no finite one to draw.
     """
     rows, width = logits.shape
 
     def body(logits_at: Block, settings_at: Block, numbers_at: Block, u_at: Block, out_at: Block) -> None:
-        place = b.program_id(0)
+        is_row, place = b.program_id(0) < rows, b.minimum(b.program_id(0), rows - 1)
         temperature, top_p, min_p = (
             b.load(settings_at + (place * len(SETTINGS) + SETTINGS.index(name)))
             for name in ("temperature", "top_p", "min_p")
         )
         top_k = b.load(numbers_at + (place * len(NUMBERS) + NUMBERS.index("top_k")))
         row = _Row(logits_at + place.to("int64") * width, width)
-        (peaks,) = row.go([row.full(-math.inf, "float32")], lambda x, _, peaks: [b.maximum(peaks, x)])
-        peak, is_drawn = peaks.max(0), temperature > 0
-        greedy = _first(row, lambda x: x >= peak, only_if=temperature <= 0)
+        peak, is_drawn = _peak(row, is_row), is_row & (temperature > 0)
+        greedy = _first(row, peak, is_row & (temperature <= 0))
         draw = _Draw(row, peak, b.where(is_drawn, temperature, 1.0))
         least_key = _top_k_key(row, top_k, is_drawn & (top_k > 0))
         least_weight = b.maximum(_top_p_weight(draw, least_key, top_p, is_drawn & (top_p < 1)), min_p)
         drawn = _inverse_cdf(draw, least_key, least_weight, b.load(u_at + place), is_drawn)
-        b.store(out_at + place, b.where(is_drawn, drawn, greedy))
+        b.store(out_at + b.program_id(0), b.where(is_row, b.where(is_drawn, drawn, greedy), 0))
 
     operands = [
         logits, TensorType("float32", (rows, len(SETTINGS))), TensorType("int32", (rows, len(NUMBERS))),
         TensorType("float32", (rows,)),
     ]  # fmt: skip
-    return build("sample", operands, [TensorType("int32", (rows,))], body, grid=(rows, 1, 1), num_warps=_warps(width))
+    ids = TensorType("int32", (num_ids,))
+    return build("sample", operands, [ids], body, grid=(num_ids, 1, 1), num_warps=_warps(width))
 
 
 def _keys(x: Block) -> Block:
@@ -182,10 +198,16 @@ def _last_of(found: Block, steps: Sequence[Block], holds: Sequence[Block]) -> li
     return [found]
 
 
-def _first(row: _Row, holds: Callable[[Block], Block], only_if: Block | None = None) -> Block:
-    """The first index of which it holds, or -1."""
+def _peak(row: _Row, only_if: Block) -> Block:
+    """The largest of a row, or NaN where one is."""
+    (peaks,) = row.go([row.full(-math.inf, "float32")], lambda x, _, peaks: [b.maximum(peaks, x)], only_if)
+    return peaks.max(0)
+
+
+def _first(row: _Row, peak: Block, only_if: Block) -> Block:
+    """The first index of the largest, or -1 where that is NaN."""
     none = row.full(_REST, "int32")
-    (found,) = row.go([none], lambda x, index, found: [b.minimum(found, b.where(holds(x), index, none))], only_if)
+    (found,) = row.go([none], lambda x, index, found: [b.minimum(found, b.where(x >= peak, index, none))], only_if)
     first = found.min(0)
     return b.where(first < row.width, first, -1)
 

@@ -20,7 +20,7 @@ from max.models.gpu_text_graphs import GpuStepBuilder
 from max.models.llama_config import Config
 from max.models.rope import Rope
 
-LAYERS, TOKENS, DEVICES = 4, 8, 2  # every layer is the same, and compiled by itself
+LAYERS, TOKENS, DEVICES = 4, 8, 2  # every layer is the same
 LLAMA = Config(128256, 4096, 14336, LAYERS, 32, 8, 128, 1e-5, 8192, Rope(128, 500000.0))
 LIMITS = Limits(2048, 8, 16, 2048, (TOKENS,), "bfloat16")
 

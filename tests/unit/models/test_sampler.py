@@ -98,6 +98,7 @@ def test_greedy_is_argmax_for_any_width(width):
     logits[2, width // 2 :] = 7.0
     logits[3] = -np.inf
     np.testing.assert_array_equal(greedy(logits), logits.argmax(axis=-1))
+    np.testing.assert_array_equal(gpu_kernels.argmax(jnp.asarray(logits), 6), [*logits.argmax(axis=-1), 0])
     np.testing.assert_array_equal(draw(logits[:3], temperature=0.0), logits[:3].argmax(axis=-1))
 
 
@@ -110,6 +111,7 @@ def test_rows_without_a_finite_highest_value_give_no_token_and_spoil_no_other(wi
     logits[2, width // 2] = value
     largest = np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
     np.testing.assert_array_equal(greedy(logits), largest)
+    np.testing.assert_array_equal(gpu_kernels.argmax(jnp.asarray(logits), 4), largest)
     np.testing.assert_array_equal(draw(logits, temperature=0.0), largest)
     for ids in (draw(logits), draw(logits, top_k=2, top_p=0.5, min_p=0.1)):
         assert ids[1] == -1
@@ -195,9 +197,10 @@ def test_rounding_never_leads_to_a_token_without_weight():
             assert (weights.reshape(100, -1)[np.arange(100), index] > 0).all()
 
 
-def test_graphs_take_rows_and_fill_the_batch():
+@pytest.mark.parametrize("by", ["xla", "gpu"])
+def test_graphs_take_rows_and_fill_the_batch(by):
     module = Module("samplers")
-    add_samplers(module, rows=2, vocab_size=10, max_batch=5)
+    add_samplers(module, rows=2, vocab_size=10, max_batch=5, by=by)
     assert list(module.graphs) == ["sample_greedy_r2", "sample_full_r2", "sample_logprobs_r2"]
     logits = normal(8, 2, 10)
     graph = module.graphs["sample_greedy_r2"]
@@ -208,4 +211,4 @@ def test_graphs_take_rows_and_fill_the_batch():
     zeros = [jnp.zeros(type.shape, type.dtype) for type in inputs.values()]
     assert [zero.shape for zero in zeros] == [(2, 10), (2, 1), (5, 10), (5, 10), (2, 6), (2, 5)]
     (ids,) = module.graphs["sample_full_r2"].call_flat(jnp.asarray(logits), *zeros[1:])
-    assert ids.shape == (5,)
+    assert ids.shape == (5,) and not ids[2:].any()

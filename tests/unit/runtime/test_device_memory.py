@@ -28,7 +28,7 @@ PARAMETERS, PAGE_BYTES = 8_030_261_248, 2 * 2 * 32 * 1024 * 128  # of Llama 3 8B
 
 
 def limits(target: Target, config: Config = LLAMA, **batch: Any) -> Limits:
-    weights = config.weights().made_of("bfloat16").stacked().split(config.sharding(target.devices))
+    weights = config.weights().made_of("bfloat16").by_output().split(config.sharding(target.devices))
     return limits_of(config, ModelConfig(), BatchConfig(**batch), target, weights, "bfloat16")
 
 
@@ -67,7 +67,7 @@ def test_two_devices_hold_more_than_twice_the_tokens() -> None:
 
 def test_the_estimate_of_a_step_is_near_what_xla_takes() -> None:
     """61 MB for 512 tokens of the 8B model (docs/adr/0014-the-step-graph-for-gpus.md)."""
-    weights = LLAMA.weights().made_of("bfloat16").stacked()
+    weights = LLAMA.weights().made_of("bfloat16").by_output()
     rooms = [room_for_pages(10**11, H200, weights, tokens=tokens, rows=8, vocab_size=128256) for tokens in (512, 1024)]
     assert 0.9 * 61e6 < rooms[0] - rooms[1] < 1.2 * 61e6
 
