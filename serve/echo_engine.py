@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import CapacityError
 from .engine_port import State
-from .messages import Loading, Logprobs, Ready, StartFailed, StepStats, Submit, Tokens
+from .messages import Loading, Logprobs, Ready, StartFailed, StepStats, StoreStats, Submit, Tokens
 
 VOCAB_SIZE = 8192
 MAX_LENGTH = 1024
@@ -38,6 +38,7 @@ class EchoEngine:
         self.running: set[str] = set()
         self.aborted: list[str] = []
         self._prompts: set[tuple[str, tuple[int, ...]]] = set()
+        self._total_cached = 0
 
     async def generate(self, request: Submit) -> AsyncIterator[list[Tokens]]:
         if self._max_running is not None and len(self.running) >= self._max_running:
@@ -85,6 +86,7 @@ class EchoEngine:
 
     def _count(self, message: Tokens) -> None:
         running = len(self.running)
+        self._total_cached += message.cached_tokens
         step = StepStats(
             batch_type="TG",
             batch_size=running,
@@ -99,7 +101,7 @@ class EchoEngine:
             used_pages=running,
             num_pages=1024,
             total_preempted=0,
-            total_cache_hit_tokens=message.cached_tokens,
+            total_cache_hit_tokens=self._total_cached,
             total_cache_miss_tokens=0,
         )
         for listener in self._listeners:
@@ -112,6 +114,9 @@ class EchoEngine:
 
     def on_step(self, listener: Callable[[StepStats], None]) -> None:
         self._listeners.append(listener)
+
+    def on_store(self, listener: Callable[[StoreStats], None]) -> None:
+        """Never calls it: there is no store."""
 
     def on_take(self, listener: Callable[[int, float, int], None]) -> None:
         self._take_listeners.append(listener)

@@ -31,6 +31,7 @@ from .messages import (
     ResetPrefixCache,
     StartFailed,
     StepStats,
+    StoreStats,
     Submit,
     Tokens,
     ToWorker,
@@ -126,6 +127,7 @@ class EngineClient:
         self._streams: dict[str, _Stream] = {}
         self._resets: list[asyncio.Future[int]] = []
         self._listeners: list[Callable[[StepStats], None]] = []
+        self._store_listeners: list[Callable[[StoreStats], None]] = []
         self._take_listeners: list[Callable[[int, float, int], None]] = []
         self._buffered = 0
         self._ready: Ready | None = None
@@ -159,6 +161,9 @@ class EngineClient:
                     self._forget(message.id)
             case StepStats():
                 for listener in self._listeners:
+                    listener(message)
+            case StoreStats():
+                for listener in self._store_listeners:
                     listener(message)
             case PrefixCacheReset():
                 if self._resets and not (waiter := self._resets.pop(0)).done():
@@ -260,6 +265,9 @@ class EngineClient:
 
     def on_step(self, listener: Callable[[StepStats], None]) -> None:
         self._listeners.append(listener)
+
+    def on_store(self, listener: Callable[[StoreStats], None]) -> None:
+        self._store_listeners.append(listener)
 
     def on_take(self, listener: Callable[[int, float, int], None]) -> None:
         self._take_listeners.append(listener)

@@ -8,6 +8,7 @@ import time
 from typing import Literal, NoReturn
 
 from .. import CapacityError, MaxError
+from ..cache.counters import Counters
 from ..runtime.engine import Engine
 from ..runtime.model import Executables
 from ..runtime.request import Request
@@ -25,6 +26,7 @@ from .messages import (
     Sampling,
     StartFailed,
     StepStats,
+    StoreStats,
     Submit,
     Tokens,
     ToWorker,
@@ -32,6 +34,8 @@ from .messages import (
 from .worker_link import WorkerLink
 
 logger = logging.getLogger(__name__)
+_IDLE_MS = 1000
+"""Executables are loaded and the store is used between steps too, which clients are told in this time."""
 
 
 class EngineLoop:
@@ -45,6 +49,8 @@ class EngineLoop:
         """What every client has been told about the start."""
         self._engine: Engine | None = None
         self._executables: Executables | None = None
+        self._counters: Counters | None = None
+        self._stored: StoreStats | None = None
         self._link = link
         self._clients: list[bytes] = []
         """All of them are told of every step; one of them counts it."""
@@ -56,15 +62,18 @@ class EngineLoop:
         for client in self._clients:
             self._link.say(client, news)
 
-    def open(self, engine: Engine, executables: Executables | None) -> None:
-        """Takes requests for this engine from now on. executables: those that are loaded, counted at each step"""
-        self._engine, self._executables = engine, executables
+    def open(self, engine: Engine, executables: Executables | None = None, counters: Counters | None = None) -> None:
+        """Takes requests for this engine from now on.
+
+        executables, counters: those that are loaded, and what was done with the store, of which clients are told
+        """
+        self._engine, self._executables, self._counters = engine, executables, counters
 
     def run(self) -> NoReturn:
         """Works for ever; raises EngineLost when a step has taken the pages with it."""
         assert self._engine is not None
         while True:
-            self.turn(None if self._engine.is_idle else math.ceil(1e3 * self._engine.pause_s))
+            self.turn(_IDLE_MS if self._engine.is_idle else math.ceil(1e3 * self._engine.pause_s))
 
     def turn(self, wait_ms: int | None) -> None:
         """Takes what has come, at most after so long a wait, and computes one step."""
@@ -73,6 +82,7 @@ class EngineLoop:
                 self._take(client, message)
             if self._engine is not None:
                 self._step(self._engine)
+            self._say_stored()
         finally:
             for gone in self._link.flush():
                 self._forget(gone)
@@ -100,17 +110,27 @@ class EngineLoop:
                 self._say_ended(result.request_id, "failed", result.error)
         report = engine.stats.take_last_step()
         if report is not None and self._clients:
-            loaded = 0 if self._executables is None else self._executables.num_loaded
-            stats = _step_stats(engine, report, loaded)
+            stats = _step_stats(engine, report)
             for client in self._clients:
                 self._link.say(client, stats)
+
+    def _say_stored(self) -> None:
+        if self._counters is None:
+            return
+        loaded = 0 if self._executables is None else self._executables.num_loaded
+        stored = StoreStats(self._counters.to_json(), loaded)
+        if stored != self._stored:
+            self._stored = stored
+            for client in self._clients:
+                self._link.say(client, stored)
 
     def _take(self, client: bytes, message: ToWorker) -> None:
         match message:
             case Hello():
                 self._clients.append(client)
-                if self.news is not None:
-                    self._link.say(client, self.news)
+                for known in (self.news, self._stored):
+                    if known is not None:
+                        self._link.say(client, known)
             case Submit():
                 self._submit(client, message)
             case Abort():
@@ -185,7 +205,7 @@ def _sampling(given: Sampling) -> SamplingParams:
     return SamplingParams(**{name: getattr(given, name) for name in given.__struct_fields__})
 
 
-def _step_stats(engine: Engine, report: StepReport, executables: int) -> StepStats:
+def _step_stats(engine: Engine, report: StepReport) -> StepStats:
     scheduler = engine.scheduler
     return StepStats(
         batch_type="CE" if report.is_prefill else "TG",
@@ -203,5 +223,4 @@ def _step_stats(engine: Engine, report: StepReport, executables: int) -> StepSta
         total_preempted=scheduler.preempted,
         total_cache_hit_tokens=scheduler.hit_tokens,
         total_cache_miss_tokens=scheduler.miss_tokens,
-        total_executables=executables,
     )

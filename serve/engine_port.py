@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Literal, Protocol
 
 from .. import CapacityError
-from .messages import Loading, Ready, StartFailed, StepStats, Submit, Tokens
+from .messages import Loading, Ready, StartFailed, StepStats, StoreStats, Submit, Tokens
 
 State = Literal["starting", "ready", "draining", "restarting", "failed"]
 
@@ -47,6 +47,10 @@ class EnginePort(Protocol):
 
     def on_step(self, listener: Callable[[StepStats], None]) -> None:
         """Calls `listener` with the statistics of every step, on the event loop."""
+        ...
+
+    def on_store(self, listener: Callable[[StoreStats], None]) -> None:
+        """Calls `listener` with what the worker has done with its store, whenever that has changed."""
         ...
 
     def on_take(self, listener: Callable[[int, float, int], None]) -> None:

@@ -169,8 +169,15 @@ class StepStats(Message, frozen=True):
     total_preempted: int
     total_cache_hit_tokens: int
     total_cache_miss_tokens: int
-    total_executables: int = 0
+
+
+class StoreStats(Message, frozen=True):
+    """What the worker has done with the store since its start, as `Ready.cache` is given, and how many executables it
+    has loaded. Said to whoever comes, and whenever it has changed, with steps and between them."""
+
+    cache: dict[str, Any]
+    executables: int
 
 
 ToWorker = Hello | Submit | Abort | ResetPrefixCache
-FromWorker = Tokens | Ended | PrefixCacheReset | Ready | StartFailed | Loading | StepStats
+FromWorker = Tokens | Ended | PrefixCacheReset | Ready | StartFailed | Loading | StepStats | StoreStats

@@ -113,9 +113,7 @@ _START = (
         "component",
     ),
     _counter("pipeline_load", "Starts of the engine worker", "", "model"),
-    _counter(
-        "executables_loaded", "Executables loaded from the artifact, as of the latest step: some only when needed"
-    ),
+    _counter("executables_loaded", "Executables loaded from the artifact: some at the start, some only when needed"),
 )
 _CACHE = (
     _counter("executable_cache.hits", "Artifacts found, by how they were come by", "", "kind"),
@@ -135,7 +133,7 @@ GROUPS: dict[str, tuple[MetricRow, ...]] = {
     "Steps of the engine": _BATCHES,
     "Pages and the prefix cache": _PAGES,
     "Start": _START,
-    "The cache of executables, at the starts of the engine worker": _CACHE,
+    "The cache of executables, as the engine worker uses it": _CACHE,
 }
 ROWS: tuple[MetricRow, ...] = tuple(row for rows in GROUPS.values() for row in rows)
 

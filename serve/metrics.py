@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from starlette.responses import Response
 
 from ..cache.counters import Counters
-from .messages import Ready, StepStats
+from .messages import Ready, StepStats, StoreStats
 from .metric_table import ROWS, MetricRow
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -33,7 +33,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._families = {row.name.removeprefix("maxserve."): _family(row, self._registry) for row in ROWS}
         self._model, self._records_steps = model, records_steps
-        self._totals: dict[str, int] = {}
+        self._totals: dict[tuple[str, ...], float] = {}
         self._awaiting = 0
         self._shown_ready: Ready | None = None
         # Those that are touched for every token.
@@ -90,14 +90,13 @@ class Metrics:
         return AnswerTimer(self, arrived)
 
     def became_ready(self, ready: Ready) -> None:
-        """The engine worker has started, and said where its executables came from."""
+        """The engine worker has started, and said where its executables came from; its totals begin anew."""
         if not self._records_steps or ready is self._shown_ready:
             return
         self._shown_ready = ready
+        self._totals.clear()
         self["pipeline_load"].labels(self._model).inc()
-        for sample in Counters.from_json(ready.cache).samples() if ready.cache else ():
-            counter = self[sample.name.replace("executable_cache_", "executable_cache.")]
-            (counter.labels(**sample.labels) if sample.labels else counter).inc(sample.value)
+        self._count_store(ready.cache)
         for component, seconds in ready.seconds.items():
             self["model_load_time"].labels(component).observe(seconds * 1e3)
         self["cache.num_total_blocks"].set(ready.num_pages)
@@ -128,14 +127,25 @@ class Metrics:
         self._add_up("cache.hits", step.total_cache_hit_tokens, "g0")
         self._add_up("cache.misses", step.total_cache_miss_tokens)
         self._add_up("cache.preemption_count", step.total_preempted)
-        self._add_up("executables_loaded", step.total_executables)
 
-    def _add_up(self, name: str, total: int, *labels: str) -> None:
-        """Counts on from the worker's own total, which begins again at 0 when the worker is restarted."""
-        before = self._totals.get(name, 0)
-        self._totals[name] = total
+    def stored(self, stats: StoreStats) -> None:
+        """The engine worker has done something with its store, or loaded executables from an artifact."""
+        if not self._records_steps:
+            return
+        self._count_store(stats.cache)
+        self._add_up("executables_loaded", stats.executables)
+
+    def _count_store(self, counters: dict[str, Any]) -> None:
+        for sample in Counters.from_json(counters).samples() if counters else ():
+            name = sample.name.replace("executable_cache_", "executable_cache.")
+            self._add_up(name, sample.value, *sample.labels.values())
+
+    def _add_up(self, name: str, total: float, *labels: str) -> None:
+        """Counts on from the worker's own total, which grows from 0 between one `became_ready` and the next."""
+        before = self._totals.get((name, *labels), 0)
+        self._totals[name, *labels] = total
         counter = self[name].labels(*labels) if labels else self[name]
-        counter.inc(total - before if total >= before else total)
+        counter.inc(total - before)
 
 
 class AnswerTimer:

@@ -13,7 +13,7 @@ from .. import MaxError
 from .api_error import ApiError, from_max_error, no_such_model, not_ready
 from .config import ServerConfig
 from .engine_port import EnginePort
-from .messages import Loading, Ready, StartFailed
+from .messages import Loading, Ready, StartFailed, StepStats, StoreStats
 from .metrics import Metrics
 from .text_side import TextSide
 
@@ -37,8 +37,22 @@ class Service:
         self.created = int(time.time())
         self._text = text
         self._threads = ThreadPoolExecutor(_TEXT_THREADS, "text")
-        port.on_step(metrics.stepped)
+        port.on_step(self._stepped)
+        port.on_store(self._stored)
         port.on_take(metrics.taken)
+
+    def _stepped(self, step: StepStats) -> None:
+        self._count_start()
+        self.metrics.stepped(step)
+
+    def _stored(self, stats: StoreStats) -> None:
+        self._count_start()
+        self.metrics.stored(stats)
+
+    def _count_start(self) -> None:
+        """Before anything that a worker says is counted, its start is: its totals begin at 0."""
+        if self.port.ready is not None:
+            self.metrics.became_ready(self.port.ready)
 
     def text(self) -> TextSide:
         """The text side. Raises ApiError 503 while it is being read."""

@@ -53,7 +53,7 @@ def main(endpoint: str) -> int:
 
 def _serve(loop: EngineLoop, start: WorkerStart, config: WorkerConfig) -> None:
     """Takes requests until a step takes the pages with it."""
-    loop.open(start.engine, start.executables)
+    loop.open(start.engine, start.executables, start.counters)
     if (limit := config.stall_timeout_s) is not None:
         threading.Thread(target=_end_when_stalled, args=(loop, limit), name="stall", daemon=True).start()
     threading.Thread(target=start.load_rest, name="load the rest", daemon=True).start()

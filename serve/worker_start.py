@@ -31,6 +31,7 @@ class WorkerStart:
         self._config = config
         self._spawn_seconds = time.time() - config.spawned
         self._started: Started | None = None
+        self._counters: Counters | None = None
         self._thread = threading.Thread(target=self._run, name="start", daemon=True)
         self._thread.start()
 
@@ -49,6 +50,12 @@ class WorkerStart:
         """Those that are loaded, more and more of them."""
         assert self._started is not None, "asked for before the start was over, or after it has failed"
         return self._started.executables
+
+    @property
+    def counters(self) -> Counters:
+        """What is done with the store, as it grows."""
+        assert self._counters is not None, "asked for before the start was over, or after it has failed"
+        return self._counters
 
     def load_rest(self) -> None:
         """Loads what no request has needed yet, beside the work on requests; damage is told when it is needed."""
@@ -88,6 +95,7 @@ class WorkerStart:
             max_waiting=config.queue.max_waiting,
             use=config.pipeline.device_use,
         )
+        self._counters = counters = preparation.store.counters
         total = time.perf_counter() - began
         compile_seconds = started.report.seconds.get("compile", 0.0)
         seconds = {
@@ -97,7 +105,7 @@ class WorkerStart:
             "init": started.load_seconds,
             "total": self._spawn_seconds + total,
         }
-        return self._ready(checkpoint, started, seconds, preparation.store.counters)
+        return self._ready(checkpoint, started, seconds, counters)
 
     def _progress(self, phase: str, item: str, done: int, total: int) -> None:
         self.news = Loading(f"{phase} {item}".strip(), done / total if total else None)

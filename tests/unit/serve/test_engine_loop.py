@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from max import CapacityError, MaxError
+from max.cache.counters import Counters
 from max.compiler.limits import Limits
 from max.runtime.sampling import SamplingParams
 from max.runtime.scheduler import Scheduler
@@ -25,6 +27,7 @@ from max.serve.messages import (
     ResetPrefixCache,
     Sampling,
     StepStats,
+    StoreStats,
     Submit,
     Tokens,
 )
@@ -218,6 +221,25 @@ def test_every_client_is_told_of_a_step_once(line, engine, loop):
     assert (told[0][1].batch_type, told[0][1].input_tokens, told[0][1].num_pages) == ("CE", 10, 8)
     loop.turn(0)
     assert line.take() == []
+
+
+def test_what_is_done_with_the_store_is_told_when_it_changes_and_to_whoever_comes(line, engine, loop):
+    counters, loaded = Counters(bytes_read=5), SimpleNamespace(num_loaded=2)
+    loop.open(engine, loaded, counters)
+    engine.is_idle = True
+    line.incoming = [(A, Hello())]
+    loop.turn(0)
+    loop.turn(0)
+    assert line.take() == [(A, StoreStats(Counters(bytes_read=5).to_json(), 2))]
+    counters.misses["damaged"] += 1
+    loop.turn(0)
+    line.incoming = [(B, Hello())]
+    loop.turn(0)
+    now = StoreStats(counters.to_json(), 2)
+    assert line.take() == [(A, now), (B, now)]
+    loaded.num_loaded = 3
+    loop.turn(0)
+    assert [message.executables for _, message in line.take()] == [3, 3]
 
 
 def test_a_reset_is_answered_with_the_pages_that_were_forgotten(line, loop):

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from max.cache.counters import Counters
-from max.serve.messages import Ready, StepStats
+from max.serve.messages import Ready, StepStats, StoreStats
 from max.serve.metric_table import ROWS, document
 from max.serve.metrics import MULTIPROCESS_VARIABLE, Metrics
 
@@ -87,24 +87,54 @@ def test_messages_that_wait_for_their_clients() -> None:
     assert found["maxserve_response_queue_time_milliseconds_sum", ()] == 5
 
 
+def ready(seconds: dict[str, float], cache: Counters) -> Ready:
+    return Ready(10, 10, 1, 1, 8, "float32", "cpu", "/a.mef", "cache", seconds, cache.to_json())
+
+
 def test_counts_go_on_when_the_worker_begins_again() -> None:
     metrics = Metrics()
-    metrics.stepped(step(total_preempted=7, total_executables=4))
-    metrics.stepped(step(total_preempted=3, total_executables=6))
+    metrics.became_ready(ready({}, Counters()))
+    metrics.stepped(step(total_preempted=7))
+    metrics.became_ready(ready({}, Counters()))
+    metrics.stepped(step(total_preempted=7))
+    metrics.stepped(step(total_preempted=8))
     found = samples(metrics.exposition().decode())
-    assert found["maxserve_cache_preemption_count_total", ()] == 10
-    assert found["maxserve_executables_loaded_total", ()] == 6
+    assert found["maxserve_cache_preemption_count_total", ()] == 15
+
+
+def test_the_store_is_counted_beyond_the_start() -> None:
+    metrics, started = Metrics(), Counters(Counter(exact=1), bytes_read=500)
+    metrics.became_ready(ready({}, started))
+    metrics.stored(StoreStats(started.to_json(), 4))
+    later = Counters(Counter(exact=1), Counter(damaged=1), Counter(lowered=1), quarantined=1, bytes_read=700)
+    metrics.stored(StoreStats(later.to_json(), 6))
+    metrics.became_ready(ready({}, started))
+    metrics.stored(StoreStats(started.to_json(), 6))
+    found = samples(metrics.exposition().decode())
+    assert found["maxserve_executables_loaded_total", ()] == 12
+    assert found["maxserve_executable_cache_hits_total", (("kind", "exact"),)] == 2
+    assert found["maxserve_executable_cache_misses_total", (("reason", "damaged"),)] == 1
+    assert found["maxserve_executable_cache_quarantined_total", ()] == 1
+    assert found["maxserve_executable_cache_bytes_read_total", ()] == 1200
+
+
+def test_one_process_of_several_counts_what_the_worker_says() -> None:
+    metrics = Metrics(records_steps=False)
+    metrics.became_ready(ready({}, Counters(bytes_read=5)))
+    metrics.stored(StoreStats(Counters(bytes_read=7).to_json(), 6))
+    found = samples(metrics.exposition().decode())
+    assert (
+        found["maxserve_executables_loaded_total", ()] == found["maxserve_executable_cache_bytes_read_total", ()] == 0
+    )
 
 
 def test_the_start_is_counted_once_by_where_the_executables_came_from() -> None:
     metrics = Metrics("m")
-    found_it = Counters(Counter(exact=1), bytes_read=5000, seconds=0.5).to_json()
-    missed_it = Counters(misses=Counter(absent=1), made=Counter(traced=1), bytes_written=7).to_json()
-    ready = Ready(10, 10, 1, 1, 8, "float32", "cpu", "/a.mef", "cache", {"build": 0.5, "total": 2.0}, found_it)
-    metrics.became_ready(ready)
-    metrics.became_ready(ready)
-    again = Ready(10, 10, 1, 1, 8, "float32", "cpu", "/a.mef", "compiled: no artifact", {"total": 9.0}, missed_it)
-    metrics.became_ready(again)
+    first = ready({"build": 0.5, "total": 2.0}, Counters(Counter(exact=1), bytes_read=5000, seconds=0.5))
+    metrics.became_ready(first)
+    metrics.became_ready(first)
+    missed_it = Counters(misses=Counter(absent=1), made=Counter(traced=1), bytes_written=7)
+    metrics.became_ready(ready({"total": 9.0}, missed_it))
     found = samples(metrics.exposition().decode())
     assert found["maxserve_model_load_time_milliseconds_sum", (("component", "total"),)] == 11_000
     assert found["maxserve_model_load_time_milliseconds_count", (("component", "build"),)] == 1
