@@ -9,7 +9,7 @@ from itertools import groupby
 import click
 
 from .main import group
-from .planned import PLANNED
+from .planned import DECLINED, PLANNED
 
 _HEAD = """\
 # The command line
@@ -80,6 +80,9 @@ def _planned(taken: set[str]) -> Iterator[str]:
     missing = [planned for planned in PLANNED.values() if f"--{planned.name}" not in taken]
     for feature, options in groupby(missing, key=lambda planned: planned.feature):
         yield f"- {feature}: {', '.join(f'`--{option.name}`' for option in options)}"
+    yield "\nAnd those that wait for nothing:\n"
+    for option in DECLINED.values():
+        yield f"- `--{option.name}`, {option.feature}. {option.declined}"
     yield ""
 
 

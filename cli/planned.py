@@ -15,12 +15,17 @@ from .. import ConfigError
 
 @dataclass(frozen=True)
 class Planned:
-    """An option that is not there yet, or that other commands have: a flag without a value, or one with."""
+    """An option that is not there yet, or that other commands have: a flag without a value, or one with.
+
+    feature:  what it waits for, or what it asks for
+    declined: why that is not going to be there
+    """
 
     name: str
     feature: str
     is_flag: bool = False
     commands: str = ""
+    declined: str = ""
 
 
 # Feature -> options, "!" marking those that take no value and have a --no- form.
@@ -49,7 +54,7 @@ _FEATURES = {
     "checkpoints in several parts": "subfolder models model-override",
     "checkpoints without their weights": "use-dummy-weights!",
     "architectures from outside the package": "custom-architectures trust-remote-code! prefer-module-v3!",
-    "more than one device": "data-parallel-degree ep-size ep-use-allreduce! use-vendor-ccl",
+    "more than one device": "data-parallel-degree ep-size ep-use-allreduce! use-vendor-ccl execute-empty-batches!",
     "captured device graphs": "device-graph-capture! debug-verify-replay!",
     "separate prefill and decode": "pipeline-role decode-request-ttl-s",
     "key-value pages outside the device": "kv-connector kv-connector-config kv-cache-hash-algo kv-cache-hash-seed",
@@ -59,7 +64,6 @@ _FEATURES = {
     "reasoning parsers": "reasoning-parser thinking-temperature emit-reasoning-content!",
     "layers that see a window of tokens": "sliding-window",
     "profiling of devices": "gpu-profiling",
-    "scheduling of many requests": "enable-prioritize-first-decode! execute-empty-batches! max-num-steps",
     "work on a server in parts": "headless eplb-stats task-arg",
     "a choice of kernels": "use-experimental-kernels sample-on-host!",
     "another tokenizer": "tokenizer-impl",
@@ -84,11 +88,20 @@ def _table(rows: dict[str, str]) -> Iterator[tuple[str, str, bool]]:
 PLANNED = {name: Planned(name, feature, is_flag) for feature, name, is_flag in _table(_FEATURES)}
 ELSEWHERE = {name: Planned(name, "", is_flag, commands) for commands, name, is_flag in _table(_ELSEWHERE)}
 
+_DECLINED = (
+    Planned(
+        "max-num-steps",
+        "several steps for each time that the scheduler runs",
+        declined="Requests would wait for all of them. What they save, --enable-overlap-scheduler saves with one step.",
+    ),
+)
+DECLINED = {each.name: each for each in _DECLINED}
+_KNOWN = PLANNED | ELSEWHERE | DECLINED
+
 
 def planned_error(name: str, shown_as: str = "") -> ConfigError | None:
     """The refusal of the option or setting called `name`, None when no command has one or plans for it."""
-    known = PLANNED | ELSEWHERE
-    planned = known.get(name) or known.get(name.replace("_", "-"))
+    planned = _KNOWN.get(name) or _KNOWN.get(name.replace("_", "-"))
     if planned is None:
         return None
     if planned.commands:
@@ -96,6 +109,8 @@ def planned_error(name: str, shown_as: str = "") -> ConfigError | None:
             f"{shown_as or '--' + planned.name} is a setting of max {planned.commands} alone",
             "Leave it out here, where it would have no effect.",
         )
+    if planned.declined:
+        return ConfigError(f"{shown_as or '--' + planned.name} is not taken: {planned.feature}", planned.declined)
     return ConfigError(
         f"{shown_as or '--' + planned.name} is planned: {planned.feature}",
         "Leave it out; it would have no effect in this release.",
@@ -103,10 +118,10 @@ def planned_error(name: str, shown_as: str = "") -> ConfigError | None:
 
 
 def planned_options(taken: Iterable[str]) -> list[click.Option]:
-    """Hidden options that refuse themselves, for every name of a planned option, or of another command's, whose flag is
-    not among `taken`."""
+    """Hidden options that refuse themselves, for every name of a planned or declined option, or of another command's,
+    whose flag is not among `taken`."""
     real = set(taken)
-    return [_refusing(planned) for planned in (PLANNED | ELSEWHERE).values() if f"--{planned.name}" not in real]
+    return [_refusing(planned) for planned in _KNOWN.values() if f"--{planned.name}" not in real]
 
 
 def _refusing(planned: Planned) -> click.Option:

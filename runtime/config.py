@@ -158,6 +158,10 @@ class SchedulingConfig(Section):
     """Prepare a step while the one before is computed; a new request waits a step more [default: where a step takes
     less than 4 ms]."""
 
+    enable_prioritize_first_decode: bool = setting(False, compiles=False)
+    """After a step that completes prompts, compute the second tokens of these answers alone: they come sooner, and
+    everything else waits a step longer."""
+
     max_queue_size_tg: int | None = setting(None, compiles=False, ge=1)
     """Requests in work at once, at most; the others wait [default: --max-batch-size]."""
 

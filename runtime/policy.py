@@ -15,6 +15,7 @@ class Policy:
 
     chunked_prefill:    a prompt may be computed in several steps; otherwise it waits for a step that holds all of it
     in_flight_batching: prompts are computed beside decoding; otherwise steps of either kind take turns
+    first_decode_alone: a step that completes prompts is followed by one for the second tokens of their answers alone
     prefix_caching:     beginnings that were computed before are shared
     max_running:        requests in work at once, None for as many as there are rows
     pages_watermark:    share of the pages that may be in use once a new request has its own, unless it is alone
@@ -29,6 +30,7 @@ class Policy:
 
     chunked_prefill: bool = True
     in_flight_batching: bool = True
+    first_decode_alone: bool = False
     prefix_caching: bool = True
     max_running: int | None = None
     pages_watermark: float = 1.0
@@ -46,6 +48,7 @@ class Policy:
         return Policy(
             chunked_prefill=config.enable_chunked_prefill,
             in_flight_batching=config.enable_in_flight_batching,
+            first_decode_alone=config.enable_prioritize_first_decode,
             prefix_caching=config.enable_prefix_caching,
             max_running=config.max_queue_size_tg,
             pages_watermark=config.kvcache_ce_watermark,

@@ -62,6 +62,11 @@ class Generation:
         return self.tokens[len(self.request.prompt) :]
 
     @property
+    def is_new(self) -> bool:
+        """Whether nothing of the answer has been sampled or is being."""
+        return self.length == len(self.request.prompt)
+
+    @property
     def length(self) -> int:
         """Tokens that there are, the one in flight among them."""
         return len(self.tokens) + self.in_flight

@@ -55,6 +55,7 @@ class Scheduler:
         self._least_chunk = min(self.policy.least_chunk, limits.token_buckets[-1] // 2)  # more forbids most cuts
         self._most_chunk = max(self.policy.most_chunk, 2 * self._least_chunk) if self.policy.most_chunk else 0
         self._rows_each: int | None = None
+        self._answering: list[Generation] = []
         self.preempted = 0
         self.hit_tokens = self.miss_tokens = 0
         """Tokens of prompts that the prefix cache had, and had not."""
@@ -68,6 +69,15 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, at most a bucket of tokens in all; empty when there is nothing to do."""
         self._rows_each = None
+        answering, self._answering = self._answering, []
+        if answering and (chunks := self._decode(self.limits.token_buckets[-1], only=answering)):
+            return chunks
+        chunks = self._schedule_all()
+        if self.policy.first_decode_alone:
+            self._answering = [each.sequence for each in chunks if each.samples and each.sequence.is_new]
+        return chunks
+
+    def _schedule_all(self) -> list[Chunk]:
         if self._prompts_are_next or not self.policy.in_flight_batching:
             return self._schedule_prompts_first()
         decoding = self._decode(self.limits.token_buckets[-1])
@@ -91,10 +101,13 @@ class Scheduler:
 
     # --- decoding ---
 
-    def _decode(self, budget: int, taken: Container[Generation] = ()) -> list[Chunk]:
+    def _decode(
+        self, budget: int, taken: Container[Generation] = (), only: Container[Generation] | None = None
+    ) -> list[Chunk]:
         """The last token of every sequence that has but one left, oldest first, without those taken already."""
         limit = self.limits.max_length
-        ready = [each for each in self.running if each.pending == 1 and each not in taken and each.may_go_on(limit)]
+        free = [each for each in self.running if each not in taken and (only is None or each in only)]
+        ready = [each for each in free if each.pending == 1 and each.may_go_on(limit)]
         chosen = []
         for sequence in ready[:budget]:
             if sequence.row >= 0 and self._make_room(sequence):  # else preempted for an older one in this very step

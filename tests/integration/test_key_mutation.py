@@ -51,6 +51,7 @@ FLIPPED: dict[str, tuple[Any, ...]] = {
     "enable_chunked_prefill": (False,),
     "enable_in_flight_batching": (False,),
     "enable_overlap_scheduler": (True, False),
+    "enable_prioritize_first_decode": (True,),
     "max_queue_size_tg": (1,),
     "min_batch_size_tg": (1,),
     "kvcache_ce_watermark": (0.5,),

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from max import ConfigError
 from max.cli.main import group
-from max.cli.planned import ELSEWHERE, PLANNED, Planned, planned_error, planned_options
+from max.cli.planned import DECLINED, ELSEWHERE, PLANNED, Planned, planned_error, planned_options
 
 
 @click.command()
@@ -19,7 +19,7 @@ def command(prompt: str | None, num_warmups: int | None) -> None:
 command.params += planned_options(taken=["--prompt", "--num-warmups"])
 
 
-REFUSED = {name: each for name, each in (PLANNED | ELSEWHERE).items() if name != "num-warmups"}
+REFUSED = {name: each for name, each in (PLANNED | ELSEWHERE | DECLINED).items() if name != "num-warmups"}
 
 
 @pytest.mark.parametrize("planned", REFUSED.values(), ids=REFUSED)
@@ -30,6 +30,7 @@ def test_each_is_refused_by_name(planned: Planned) -> None:
         result = CliRunner().invoke(command, arguments)
         assert isinstance(result.exception, ConfigError)
         why = f"a setting of max {planned.commands} alone" if planned.commands else f"planned: {planned.feature}"
+        why = f"not taken: {planned.feature}" if planned.declined else why
         assert result.exception.message == f"{flag} is {why}"
         assert result.exception.hint and result.exception.kind == "user"
         assert "ran" not in result.output

@@ -105,6 +105,8 @@ POLICIES = [
     Policy(in_flight_batching=False),
     Policy(max_running=1, pages_watermark=0.5, least_chunk=2, most_chunk=3, decode_floor=2),
     Policy(prompt_interval=3, coalesced=3, least_chunk=9),
+    Policy(first_decode_alone=True),
+    Policy(first_decode_alone=True, in_flight_batching=False, decode_floor=1),
     Policy(in_flight_batching=False, decode_floor=1, chunked_prefill=False, pages_watermark=0),
 ]
 PROMPT = [1, 2, 3]

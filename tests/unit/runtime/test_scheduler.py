@@ -125,6 +125,37 @@ def test_without_in_flight_batching_prompts_and_decoding_take_turns():
     ]
 
 
+def test_the_second_token_comes_before_all_else_where_that_is_asked_for():
+    scheduler = Scheduler(limits(), Policy(first_decode_alone=True))
+    scheduler.add(request("a", 3))
+    scheduler.add(request("b", 10))
+    scheduler.add(request("c", 2))
+    steps = []
+    for _ in range(7):
+        chunks = scheduler.schedule()
+        steps.append(layout(chunks))
+        advance(scheduler, chunks)
+    assert steps == [
+        [("a", 0, 3, True), ("b", 0, 5, False)],
+        [("a", 3, 1, True)],
+        [("a", 4, 1, True), ("b", 5, 3, False)],
+        [("a", 5, 1, True), ("b", 8, 2, True), ("c", 0, 1, False)],
+        [("b", 10, 1, True)],
+        [("b", 11, 1, True), ("c", 1, 1, True)],
+        [("c", 2, 1, True)],
+    ]
+
+
+def test_an_answer_that_ends_with_its_first_token_holds_up_nothing():
+    scheduler = Scheduler(limits(), Policy(first_decode_alone=True))
+    scheduler.add(request("a", 3, new=1))
+    scheduler.add(request("b", 6))
+    chunks = scheduler.schedule()
+    assert layout(chunks) == [("a", 0, 3, True), ("b", 0, 5, False)]
+    advance(scheduler, chunks)
+    assert layout(scheduler.schedule()) == [("b", 5, 1, True)]
+
+
 def test_a_prompt_is_not_cut_into_less_than_the_least_chunk():
     large = limits(max_length=400, page_tokens=100, num_pages=20, token_buckets=(64, 128))
     scheduler = Scheduler(large, Policy(least_chunk=40))
