@@ -1,4 +1,4 @@
-"""What the store keeps of a checkpoint: its binding, its prepared weights, a tokenizer that was converted."""
+"""What the store keeps of a checkpoint: its binding, its prepared weights, and what takes long to read out of it."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class CheckpointStore(OpenFolder):
-    """Bindings, prepared weights and tokenizers. Those of another user are passed over: nobody signs them."""
+    """Bindings, prepared weights and derived files. Those of another user are passed over: nobody signs them."""
 
     def lookup_binding(self, digest: str) -> Binding | None:
         """Returns the binding of that name, or None; a damaged one is quarantined."""
@@ -102,12 +102,12 @@ class CheckpointStore(OpenFolder):
         """Sets damaged prepared weights aside, so that they are made again."""
         self._set_aside(error, self._path("prepared", identity))
 
-    def lookup_tokenizer(self, name: str) -> bytes | None:
-        """Returns the tokenizer that was made under this name, its hash compared; None when there is none.
+    def lookup_derived(self, name: str) -> bytes | None:
+        """Returns what was derived from a checkpoint under this name, its hash compared; None when there is none.
 
         A damaged one, or one of another name, is quarantined.
         """
-        path = self._path("tokenizers", name)
+        path = self._path("derived", name)
         if not self.readable or path in self._unusable or not self._is_mine(path):
             return None
         try:
@@ -118,31 +118,33 @@ class CheckpointStore(OpenFolder):
         except OSError as error:
             self._warn("read", f"{path} cannot be read: {error.strerror}")
             return None
-        digest, tokenizer = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if digest != _tokenizer_digest(name, tokenizer):
-            self.quarantine_tokenizer(name, CacheError(f"{path} is damaged", "it will be made again"))
+        digest, derived = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if digest != _digest(name, derived):
+            self.quarantine_derived(name, CacheError(f"{path} is damaged", "it will be made again"))
             return None
         self._touch(path)
-        return None if self._is_outdated(made) else tokenizer
+        return None if self._is_outdated(made) else derived
 
-    def publish_tokenizer(self, name: str, tokenizer: bytes) -> bool:
-        """Keeps a tokenizer under the name of what it was made from; returns False, with one warning, if it cannot."""
+    def publish_derived(self, name: str, derived: bytes, what: str) -> bool:
+        """Keeps it under the name of what it was made from; returns False, with one warning, if it cannot.
+
+        what: it is, for the warning
+        """
         if not self.writable:
             return False
         try:
             with self._timed():
-                content = _tokenizer_digest(name, tokenizer) + tokenizer
-                write_small(self._path("tokenizers", name), content, self.root / "tmp")
+                write_small(self._path("derived", name), _digest(name, derived) + derived, self.root / "tmp")
         except OSError as error:
-            self.not_kept("tokenizer", error)
+            self.not_kept(what, error)
             return False
         return True
 
-    def quarantine_tokenizer(self, name: str, error: CacheError) -> None:
-        """Sets a tokenizer that cannot be used aside, so that it is made again."""
-        self._set_aside(error, self._path("tokenizers", name))
+    def quarantine_derived(self, name: str, error: CacheError) -> None:
+        """Sets a derived file that cannot be used aside, so that it is made again."""
+        self._set_aside(error, self._path("derived", name))
 
 
-def _tokenizer_digest(name: str, tokenizer: bytes) -> bytes:
-    """Over the name too, so that one tokenizer is never taken for another."""
-    return hashlib.sha256(name.encode() + tokenizer).digest()
+def _digest(name: str, derived: bytes) -> bytes:
+    """Over the name too, so that one file is never taken for another."""
+    return hashlib.sha256(name.encode() + derived).digest()

@@ -22,7 +22,7 @@ GRACE_S = 3600.0
 QUARANTINE_S = 7 * 86400.0
 # Also artifacts outside of the store have verdicts, such as --precompiled-mefs.
 VERDICT_S = 30 * 86400.0
-_COUNTED = ("blobs", "prepared", "tokenizers", "index", "bindings")
+_COUNTED = ("blobs", "prepared", "derived", "index", "bindings")
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ def _artifacts(
 
 
 def _prepared(root: Path, protected: set[str]) -> list[_Candidate]:
-    """Returns prepared weights and tokenizers, which a checkpoint can be made to give again."""
+    """Returns prepared weights and derived files, which a checkpoint can be made to give again."""
     return [
         _Candidate(_used(path), _size(path), (path,))
-        for folder in ("prepared", "tokenizers")
+        for folder in ("prepared", "derived")
         for path in _tree(root / folder)
         if path.name not in protected
     ]

@@ -22,7 +22,7 @@ SUBFOLDERS = (
     "verdicts",
     "bindings",
     "prepared",
-    "tokenizers",
+    "derived",
     "pins",
     "tmp",
     "leases",

@@ -6,7 +6,7 @@ signatures/<key>.json  who vouches for an artifact
 verdicts/<name>.json   whether an artifact was found sound on a kind of machine
 bindings/<name>.json   which artifact and prepared weights serve a checkpoint
 prepared/xx/<id>       prepared weights
-tokenizers/<name>      tokenizers that were converted
+derived/<name>         what is read out of a checkpoint once: converted tokenizers, headers
 pins/<key>             artifacts that eviction spares
 tmp/ leases/ quarantine/ VERSION
 """

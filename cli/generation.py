@@ -89,8 +89,8 @@ class Generation:
         """Checks all that was asked for first, so that a mistake is told before anything is compiled."""
         with ProgressBar() as progress:
             model = self.settings.of(ModelConfig)
-            checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
             cache = self.settings.of(CacheConfig)
+            checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order, cache)
             text = TextSide.load(folder, self.config.chat_template, model.weight_path, cache)
             text.sampling(self.sampling)
             prompt = text.prompt_ids(self.config.prompt or "", apply_chat_template=self.config.apply_chat_template)

@@ -76,6 +76,7 @@ def _serve_over(
             model_name=model_name,
             folder=worker.folder,
             weight_path=worker.pipeline.model.weight_path,
+            cache=worker.pipeline.cache,
             endpoint=supervisor.endpoint,
             listener=listener.fileno(),
             log_level=worker.log_level,

@@ -31,8 +31,9 @@ def warm(settings: Settings) -> None:
     _check_recording(config, compiling, targets)
     model = settings.of(ModelConfig)
     folder = model_folder(model)
-    checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
-    text = TextSide.load(folder, weight_path=model.weight_path, cache=settings.of(CacheConfig))
+    cache = settings.of(CacheConfig)
+    checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order, cache)
+    text = TextSide.load(folder, weight_path=model.weight_path, cache=cache)
     for target in targets:
         with ProgressBar() as progress:
             prepare = partial(

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .. import ModelError, WeightError
+from ..cache.config import CacheConfig
 from ..compiler.weights import Packing, WeightTable
-from . import gguf_file, gguf_names, safetensors_file
+from . import gguf_index, gguf_names, safetensors_file
 from .checkpoint_files import INDEX, CheckpointFiles, read_object, shortened
 from .gguf_names import RopeOrder
 from .safetensors_file import TensorInfo
@@ -46,11 +47,17 @@ class Checkpoint:
     digest: str
 
     @staticmethod
-    def open(model: Path, weight_path: Path | None = None, rope_order: RopeOrder = "normal") -> Checkpoint:
+    def open(
+        model: Path,
+        weight_path: Path | None = None,
+        rope_order: RopeOrder = "normal",
+        cache: CacheConfig | None = None,
+    ) -> Checkpoint:
         """Reads the config and every header; raises ModelError, or WeightError for damaged weight files.
 
         weight_path: a file to use instead of the model's own weights
         rope_order:  how a GGUF file has the rows of queries and keys
+        cache:       where it is kept what a long header holds
         """
         found = CheckpointFiles.find(model, weight_path)
         files, stats = _stat(found)
@@ -62,7 +69,7 @@ class Checkpoint:
         if found.gguf is None:
             tensors = _safetensors(found, digest)
         else:
-            header = gguf_file.read_header(found.gguf)
+            header = gguf_index.read_header(found.gguf, cache)
             digest.update(f"{header.sha256} {rope_order}".encode())
             tensors = gguf_names.tensors_of(header, rope_order)
             config = config or gguf_names.config_of(header)

@@ -36,13 +36,15 @@ _NUMBERS = {
 _STRING, _ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q").unpack_from
 _FIRST_READ = 1 << 20
+_SHORT_ARRAY = 1024
+"""Numbers; lists of so many are decoded at once: settings of layers, as opposed to those of tokens."""
 
 _DOWNLOAD_AGAIN = "The file is damaged or its download is incomplete: download it again."
 
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: metadata by key, tensors by their names in the file, and the sha256 of its bytes.
+    """A checked header: metadata by key, tensors by their names in the file, and its bytes: how many, their sha256.
 
     Metadata are ints, floats, bools, strings, and sequences of one of these.
     """
@@ -50,32 +52,60 @@ class Header:
     file: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    nbytes: int
     sha256: str
 
 
-class Strings(Sequence[str]):
-    """An array of strings as it lies in the header; decoded when it is iterated, as most starts need none of them."""
+@dataclass(frozen=True)
+class Place:
+    """Where an array lies: bytes of the header from `at` on, which hold `count` elements of this kind."""
 
-    def __init__(self, raw: bytes, count: int) -> None:
-        self._raw, self._count = raw, count
+    kind: int
+    at: int
+    nbytes: int
+    count: int
+
+
+class LongArray[T](Sequence[T]):
+    """An array as it lies in the header; decoded when it is iterated, as most starts need none of them."""
+
+    def __init__(self, raw: bytes, place: Place) -> None:
+        """raw: its bytes"""
+        self._raw, self.place = raw, place
+
+    @staticmethod
+    def of(raw: bytes, place: Place) -> LongArray[Any]:
+        """Strings or numbers, as its kind says."""
+        return Strings(raw, place) if place.kind == _STRING else Numbers(raw, place)
 
     def __len__(self) -> int:
-        return self._count
+        return self.place.count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        return list(self)[index]
+
+
+class Numbers(LongArray[Any]):
+    """Numbers of one kind."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(np.frombuffer(self._raw, _NUMBERS[self.place.kind]).tolist())
+
+
+class Strings(LongArray[str]):
+    """Strings, each behind its length."""
 
     def __iter__(self) -> Iterator[str]:
         """Raises UnicodeDecodeError, a ValueError, for bytes that are no UTF-8."""
         raw, at = self._raw, 0
-        for _ in range(self._count):
+        for _ in range(len(self)):
             end = at + 8 + _LENGTH(raw, at)[0]
             yield str(raw[at + 8 : end], "utf-8")
             at = end
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        return list(self)[index]
 
 
 def read_header(file: Path) -> Header:
@@ -111,7 +141,7 @@ class _Parser:
         rows = [self._tensor() for _ in range(num_tensors)]
         raw = bytes(self._buffer[: self._at])
         tensors = self._placed(rows, self._alignment(metadata))
-        return Header(self._file, metadata, tensors, hashlib.sha256(raw).hexdigest())
+        return Header(self._file, metadata, tensors, len(raw), hashlib.sha256(raw).hexdigest())
 
     def _check_start(self) -> None:
         self._buffer += self._stream.read(_FIRST_READ)
@@ -179,7 +209,8 @@ class _Parser:
         if kind not in _NUMBERS:
             raise self._damaged(f"the value of {_short(key)} is an array of the unknown kind {kind}")
         start = self._take(count * np.dtype(_NUMBERS[kind]).itemsize)
-        return np.frombuffer(bytes(self._buffer[start : self._at]), _NUMBERS[kind]).tolist()
+        found = Numbers(bytes(self._buffer[start : self._at]), Place(kind, start, self._at - start, count))
+        return found if count > _SHORT_ARRAY else list(found)
 
     def _strings(self, count: int) -> Strings:
         if 8 * count > self._file_bytes:
@@ -194,7 +225,7 @@ class _Parser:
             if end > len(self._buffer):
                 self._take(end - at)
             self._at = end
-        return Strings(bytes(self._buffer[first : self._at]), count)
+        return Strings(bytes(self._buffer[first : self._at]), Place(_STRING, first, self._at - first, count))
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape with the row's length last, type and offset in the data."""

@@ -32,7 +32,7 @@ def main() -> None:
     server = config.server
     log_format.set_up(structured=server.structured_logging, prefix=server.log_prefix, level=config.log_level)
     text: Future[TextSide] = ThreadPoolExecutor(1).submit(
-        TextSide.load, config.folder, server.chat_template, config.weight_path
+        TextSide.load, config.folder, server.chat_template, config.weight_path, config.cache
     )
     process = ApiProcess(
         server,

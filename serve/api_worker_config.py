@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from ..cache.config import CacheConfig
 from .config import ServerConfig
 
 
@@ -19,6 +20,8 @@ class ApiWorkerConfig(BaseModel):
     folder: Path
     weight_path: Path | None = None
     """Where the text side is read from as well, for a folder without a tokenizer."""
+    cache: CacheConfig | None = None
+    """Where what had to be converted for the text side is kept."""
     endpoint: str
     listener: int
     """The file descriptor."""

@@ -5,6 +5,8 @@ Source: "Tokenizer" in docs/gguf.md of ggml; the defaults are those of llama.cpp
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from .. import CacheError, ModelError
 from ..cache.config import CacheConfig
 from ..cache.key import make_key, source_digest
 from ..cache.store import Store
-from ..runtime.gguf_file import read_header
+from ..runtime.gguf_file import Header
+from ..runtime.gguf_index import read_header
 from .gguf_tokenizer import CONTROL, Vocabulary, build_tokenizer
 
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -27,6 +30,7 @@ _END_TEXTS = {
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "<EOT>",
 }  # fmt: skip
 _HINT = "Convert the checkpoint again, or put its tokenizer.json beside the file and give the folder as --model."
+_NAMES = _CONFIG, _GENERATION = "tokenizer_config.json", "generation_config.json"
 _MODEL, _TEMPLATE = "tokenizer.ggml.model", "tokenizer.chat_template"
 
 
@@ -36,10 +40,14 @@ class GgufText:
     def __init__(self, file: Path, cache: CacheConfig | None = None) -> None:
         """Reads the header; raises WeightError when it is damaged.
 
-        cache: where the tokenizer is kept once it has been built, which takes longer than reading it
+        cache: where all that it says is kept once it has been made, which takes longer than reading it
         """
-        header = read_header(file)
-        self._file, self._metadata, self._digest, self._cache = file, header.metadata, header.sha256, cache
+        self._file, self._cache = file, cache
+        self._made = _MetadataText(read_header(file, cache))
+
+    @cached_property
+    def _parts(self) -> _Parts:
+        return self._made.parts() if self._cache is None else _kept(self._made, Store.open(self._cache))
 
     @property
     def present(self) -> list[Path]:
@@ -51,54 +59,77 @@ class GgufText:
 
     def json(self, name: str) -> dict[str, Any]:
         """tokenizer_config.json with special tokens and templates, generation_config.json with the stop tokens."""
-        if name == "tokenizer_config.json":
-            return dict(self._tokenizer_config)
-        if name == "generation_config.json":
-            return {"eos_token_id": sorted(self._end_ids())}
-        return {}
-
-    @cached_property
-    def _tokenizer_config(self) -> dict[str, Any]:
-        templates = self._chat_templates()
-        return self._special_tokens() | ({"chat_template": templates} if templates else {})
-
-    @cached_property
-    def _tokens(self) -> list[str]:
-        """Decoded once: there are 128,000 of them in a file of today."""
-        return self._texts("tokens")
+        return dict(self._parts.json.get(name, {}))
 
     def templates(self) -> dict[str, str]:
         return {}
 
     def backend(self) -> Backend:
         """The tokenizer of the metadata: the embedded tokenizer.json where there is one, else built from its lists."""
+        return self._parts.backend
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The tokenizer, and JSON objects by the names of the files that they take the place of."""
+
+    backend: Backend
+    json: dict[str, dict[str, Any]]
+
+    def encoded(self) -> bytes:
+        """The objects in one line, and behind it the tokenizer: it is megabytes long, and is not quoted once more."""
+        return b"\n".join((json.dumps(self.json).encode(), self.backend.to_str().encode()))
+
+    @staticmethod
+    def decoded(kept: bytes) -> _Parts:
+        """Raises Exception of any kind for what cannot be read: the library raises bare ones."""
+        objects, _, tokenizer = kept.partition(b"\n")
+        read = json.loads(objects)
+        return _Parts(Backend.from_buffer(tokenizer), {name: dict(read[name]) for name in _NAMES})
+
+
+def _kept(made: _MetadataText, store: Store) -> _Parts:
+    """The parts out of the store, by the file's header and all else that decides what they become."""
+    sources = source_digest([Path(__file__), Path(__file__).with_name("gguf_tokenizer.py")])
+    factors = {"gguf": made.header.sha256, "sources": sources, "tokenizers": tokenizers.__version__}
+    name = make_key(factors).digest
+    kept = store.lookup_derived(name)
+    if kept is not None:
+        try:
+            return _Parts.decoded(kept)
+        except Exception as error:
+            store.quarantine_derived(name, CacheError(f"a kept tokenizer cannot be read: {error}", ""))
+    parts = made.parts()
+    store.publish_derived(name, parts.encoded(), "tokenizer")
+    return parts
+
+
+class _MetadataText:
+    """Makes the parts."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self._metadata = header.metadata
+
+    def parts(self) -> _Parts:
+        """Raises ModelError for metadata that do not fit each other."""
+        backend, templates = self._backend(), self._chat_templates()
+        config = self._special_tokens() | ({"chat_template": templates} if templates else {})
+        return _Parts(backend, {_CONFIG: config, _GENERATION: {"eos_token_id": sorted(self._end_ids())}})
+
+    def _backend(self) -> Backend:
         embedded = self._metadata.get("tokenizer.huggingface.json")
         try:
-            if isinstance(embedded, str):
-                return Backend.from_str(embedded)
-            return self._built() if self._cache is None else self._kept(Store.open(self._cache))
+            return Backend.from_str(embedded) if isinstance(embedded, str) else build_tokenizer(self._vocabulary())
         except ModelError:
             raise
         except Exception as error:  # the library raises bare Exception for merges or tokens that do not fit each other
             raise self._damaged(f"the tokenizer cannot be built: {error}") from error
 
-    def _built(self) -> Backend:
-        return build_tokenizer(self._vocabulary())
-
-    def _kept(self, store: Store) -> Backend:
-        """The tokenizer out of the store, by the file's header and all else that decides what it becomes."""
-        sources = source_digest([Path(__file__), Path(__file__).with_name("gguf_tokenizer.py")])
-        factors = {"gguf": self._digest, "sources": sources, "tokenizers": tokenizers.__version__}
-        name = make_key(factors).digest
-        kept = store.lookup_tokenizer(name)
-        if kept is not None:
-            try:
-                return Backend.from_str(kept.decode())
-            except Exception as error:  # the library raises bare Exception for what it cannot read
-                store.quarantine_tokenizer(name, CacheError(f"a kept tokenizer cannot be read: {error}", ""))
-        backend = self._built()
-        store.publish_tokenizer(name, backend.to_str().encode())
-        return backend
+    @cached_property
+    def _tokens(self) -> list[str]:
+        """Decoded once: there are 128,000 of them in a file of today."""
+        return self._texts("tokens")
 
     def _vocabulary(self) -> Vocabulary:
         model = self._text(_MODEL)
@@ -200,4 +231,4 @@ class GgufText:
         return values
 
     def _damaged(self, what: str) -> ModelError:
-        return ModelError(f"{self._file}: {what}", _HINT)
+        return ModelError(f"{self.header.file}: {what}", _HINT)

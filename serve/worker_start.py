@@ -79,7 +79,7 @@ class WorkerStart:
     def _start(self) -> Ready:
         config, began = self._config, time.perf_counter()
         model = config.pipeline.model
-        checkpoint = Checkpoint.open(config.folder, model.weight_path, model.rope_order)
+        checkpoint = Checkpoint.open(config.folder, model.weight_path, model.rope_order, config.pipeline.cache)
         text = partial(TextSide.load, config.folder, weight_path=model.weight_path, cache=config.pipeline.cache)
         preparation = preparation_of(config.pipeline, checkpoint, text, self._progress, keep_weights=True)
 

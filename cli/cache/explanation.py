@@ -29,7 +29,7 @@ def explain_start(settings: Settings, as_json: bool) -> None:
     settings = Settings(config if isinstance(each, CacheConfig) else each for each in settings)
     model = settings.of(ModelConfig)
     folder = model_folder(model)
-    checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order)
+    checkpoint = Checkpoint.open(folder, model.weight_path, model.rope_order, config)
     text = TextSide.load(folder, weight_path=model.weight_path, cache=config)
     preparation = make_preparation(settings, checkpoint, text, ProgressBar(), keep_weights=False)
     wanted = preparation.wanted()

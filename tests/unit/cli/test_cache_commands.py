@@ -108,7 +108,7 @@ def test_stats(store, call) -> None:
     assert (found["entries"], found["checkpoints"], found["folders"]["blobs"]["files"]) == (2, 1, 2)
     assert found["folders"]["blobs"]["bytes"] == sum(p.stat().st_size for p in store.root.glob("blobs/*/*"))
     assert "2 entries for 1 checkpoints" in call("stats")
-    assert store.publish_tokenizer("e" * 32, b"x" * 1000)
+    assert store.publish_derived("e" * 32, b"x" * 1000, "tokenizer")
     counted = json.loads(call("stats", "--json"))
     files = [path for path in store.root.rglob("*") if path.is_file() and path.name != "VERSION"]
     assert counted["bytes"] == sum(path.stat().st_size for path in files) > found["bytes"] + 1000

@@ -13,7 +13,9 @@ from max import MaxError, ModelError
 from max.bench import random_model
 from max.bench.gguf_export import write_gguf
 from max.cache.config import CacheConfig, CachePolicy
+from max.runtime import gguf_file
 from max.runtime.checkpoint import Checkpoint
+from max.runtime.gguf_file import Strings
 from max.serve import gguf_text
 from max.serve.text_side import TextSide
 
@@ -68,7 +70,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def kept(cache: CacheConfig) -> list[Path]:
-    return sorted((cache.folder / "tokenizers").iterdir())
+    """The tokenizers; the other thing that is kept of a file is the index of its header."""
+    return [path for path in (cache.folder / "derived").iterdir() if b'{"nbytes"' not in path.read_bytes()[:64]]
 
 
 def ids(file: Path, cache: CacheConfig) -> list[int]:
@@ -85,7 +88,17 @@ def test_a_tokenizer_is_built_once(file: Path, tmp_path: Path, monkeypatch: pyte
     assert ids(file, cache) == wanted and len(kept(cache)) == 1
     with monkeypatch.context() as changed:
         changed.setattr(gguf_text, "build_tokenizer", refuse)
+        changed.setattr(Strings, "__iter__", refuse)
+        changed.setattr(gguf_file, "read_header", refuse)
         assert ids(file, cache) == wanted
+        again, folder = TextSide.load(file, cache=cache), TextSide.load(BUILT_IN)
+        assert again.defaults.stop_token_ids == folder.defaults.stop_token_ids
+        assert again.prompt_ids("hello", apply_chat_template=True) == folder.prompt_ids(
+            "hello", apply_chat_template=True
+        )
+        Checkpoint.open(file, cache=cache)
+        changed.undo()
+        changed.setattr(gguf_text, "build_tokenizer", refuse)
         with pytest.raises(ModelError, match="built again"):
             ids(file, CacheConfig(cache_dir=tmp_path / "cache", cache_policy="redo"))
     with pytest.raises(ModelError, match="built again"), monkeypatch.context() as changed:
@@ -97,7 +110,7 @@ def test_a_tokenizer_is_built_once(file: Path, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("policy", ["off", "readonly"])
 def test_a_cache_that_is_not_filled_keeps_no_tokenizer(file: Path, tmp_path: Path, policy: CachePolicy) -> None:
     cache = CacheConfig(cache_dir=tmp_path / "cache", cache_policy=policy)
-    assert ids(file, cache) and not (tmp_path / "cache" / "tokenizers").exists()
+    assert ids(file, cache) and not (tmp_path / "cache" / "derived").exists()
 
 
 def test_a_damaged_tokenizer_is_built_again(file: Path, tmp_path: Path) -> None:
