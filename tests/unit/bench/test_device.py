@@ -1,16 +1,11 @@
-"""The check of a device, dry: the same code on this host's CPU at a lower level, against its native code."""
+"""What the check of a device feeds to a step, and the table of targets; tests/integration/test_device.py runs it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
-from max.bench import random_model, targets
-from max.bench.device.__main__ import compare
+from max.bench import targets
 from max.bench.device.walk import Walk, forced, greedy
-from max.compiler import Target
 from max.compiler.limits import Limits
 from max.compiler.targets.listing import target_rows
 
@@ -46,19 +41,6 @@ def test_a_walk_feeds_every_token_once_and_in_its_place() -> None:
     assert walk.length == 6 and len(walk.seconds) == 4
     text = list(range(20))
     assert forced(Walk({"step_t8_r8": Counting()}, LIMITS), text) == [token + 1 for token in text]  # type: ignore[dict-item]
-
-
-@pytest.mark.skipif(not Target.parse("cpu:x86-64-v2").runs_here(), reason="this host is less than x86-64-v2")
-def test_a_dry_run_compares_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(random_model.SIZES, "tests", {**random_model.SIZES["5m"], "hidden_size": 64, "vocab_size": 640})
-    random_model.write_checkpoint(tmp_path / "model", "tests", seed=0)
-    found = compare("cpu:x86-64-v2", tmp_path / "model", tmp_path / "cache", tokens=12, length=32)
-    assert (found["target"], found["made_elsewhere"]) == ("cpu:x86-64-v2", False)
-    assert found["greedy_tokens_equal"] is True
-    assert (found["forced_positions"], found["forced_equal_share"]) == (12, 1.0)
-    assert found["tokens_per_second"] > 0 and found["bandwidth_share"] is None
-    again = compare("cpu:x86-64-v2", tmp_path / "model", tmp_path / "cache", tokens=4, length=32)
-    assert again["artifact"] == found["artifact"] and again["made_elsewhere"] is True
 
 
 def test_the_table_of_targets_has_a_line_for_each() -> None:
