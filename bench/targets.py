@@ -50,6 +50,10 @@ stand-ins of the ROCm libraries are written where ROCm is not installed; `tpu` l
 - A target is a platform, an architecture and, for TPUs, a topology. Its figures stand in `compiler/targets/specs/`,
   each with its source, and are factors of the key; `max list --targets --json` names those that no document says of
   the very product.
+- Several of NVIDIA's GPUs compute each layer together as `cuda:sm_90:1x1x2`, a mesh of data x expert x tensor; the last
+  alone may be more than 1. `--target cuda:sm_90 --devices gpu:0,1` means the same. The artifact needs as many devices,
+  each with its part of weights and pages. No mesh of GPUs has run any yet.
+- Pages fill what weights leave of the memory in the data file, `--device-memory-utilization` of it.
 - The graphs are lowered for the platform here; XLA's plugin compiles them in a process of its own. A crash there is an
   error of two lines, and an interrupt leaves no half entry.
 - An artifact's `compat` section says what its code needs: platform and architecture, instruction sets, the versions of

@@ -150,7 +150,8 @@ def _gpu_options(target: Target, use: DeviceUse) -> dict[str, Any]:
     """The options of a client, which takes memory of every GPU that it sees, at once; XLA's own variables go before."""
     ids = list(use.ids or range(target.devices))
     share = {"memory_fraction": use.memory or DEFAULT_UTILIZATION}
-    return {**share, **jaxlib().generate_pjrt_gpu_plugin_options(), "visible_devices": ids}
+    name = {"platform_name": "ROCM"} if target.platform == "hip" else {}
+    return {**share, **jaxlib().generate_pjrt_gpu_plugin_options(), **name, "visible_devices": ids}
 
 
 # --- CPUs ----------------------------------------------------------------------------------------------------------

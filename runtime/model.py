@@ -251,4 +251,8 @@ def bind(
 
     if parts is None:
         return {name: _check(registry[name], spec, i) for i, (name, spec) in enumerate(wanted.items())}
-    return {name: xla.put_parts(checked(i, spec)) for i, (name, spec) in enumerate(wanted.items())}
+    found = {}
+    for position, (name, spec) in enumerate(wanted.items()):
+        found[name] = xla.put_parts(checked(position, spec))
+        xla.wait([found[name]])  # so that the host holds the parts of one weight at a time
+    return found

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from max import CacheError
 from max.cache import mef
 from max.compiler import Target, tuning
 from max.compiler import config as compile_config
@@ -104,6 +105,34 @@ def test_two_processes_give_one_key_and_the_same_bytes(run, place, tmp_path: Pat
 def ir_of(path: str) -> bytes:
     artifact = mef.Mef.open(path)
     return artifact.read(next(section for section in artifact.sections() if section.kind == mef.MODULE))
+
+
+def test_a_mesh_is_an_entry_of_its_own_with_the_same_weights(run, place, tmp_path: Path) -> None:
+    cache = (*place, "--cache-dir", str(tmp_path / "cache"), "--portable", "--json", "--target", "cuda:sm_90")
+    one, two = (json.loads(run("warm-cache", *cache, *more).out) for more in ((), ("--devices", "gpu:0,1")))
+    assert (one["target"], two["target"]) == ("cuda:sm_90", "cuda:sm_90:1x1x2")
+    assert one["key"] != two["key"] and one["weights"] == two["weights"]
+    shown = run("cache", "inspect", two["artifact_path"])
+    assert "2 devices of cuda:sm_90:1x1x2" in shown.out
+    assert "cuda:sm_90:1x1x2" in run("cache", "ls", "--cache-dir", str(tmp_path / "cache")).out
+    odd = run("warm-cache", *cache, "--devices", "gpu:0,1,2")
+    assert odd.code == 2 and odd.err.splitlines()[-2].startswith(
+        "error: the model cannot be split over 3 devices: it has"
+    )
+    session = InferenceSession("cuda:sm_90")
+    with pytest.raises(CacheError, match="compiled for cuda:sm_90:1x1x2 and cannot run on cuda:sm_90"):
+        session.init_all(CompiledModels(mef.Mef.open(two["artifact_path"])))
+
+
+def test_a_share_of_memory_is_no_factor_of_the_key_but_pages_are(run, place, tmp_path: Path) -> None:
+    cache = (*place, "--cache-dir", str(tmp_path / "cache"), "--portable", "--json", "--target", "hip:gfx1201")
+    keys, pages = [], []
+    for share in ("0.9", "0.899", "0.3", "0.08"):
+        made = json.loads(run("warm-cache", *cache, "--device-memory-utilization", share).out)
+        keys.append(made["key"])
+        pages.append(CompiledModels(mef.Mef.open(made["artifact_path"])).facts["limits"]["num_pages"])
+    assert keys[0] == keys[1] and pages[0] == pages[1] > pages[2] > pages[3]
+    assert len(set(keys)) == 3
 
 
 # --- StableHLO alone -----------------------------------------------------------------------------------------------
