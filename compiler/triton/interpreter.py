@@ -67,10 +67,11 @@ def _poisoned(type: TensorType) -> np.ndarray:
 def _program(text: str) -> Callable[[tuple[int, ...], list[np.ndarray]], None]:
     """One program of the grid as a function of its place and of the buffers."""
     from jaxlib.mlir import ir
-    from jaxlib.triton import dialect as tt
+
+    from .dialect import register
 
     with ir.Context() as context, ir.Location.unknown():
-        tt.register_dialect(context)
+        register(context)
         module = ir.Module.parse(text)
         entry = module.body.operations[0].regions[0].blocks[0]
         reader = _Reader()

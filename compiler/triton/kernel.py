@@ -48,9 +48,10 @@ def build(
     from jaxlib.triton import dialect as tt
 
     from .block import Block, pointer_type
+    from .dialect import register
 
     with ir.Context() as context, ir.Location.unknown():
-        tt.register_dialect(context)
+        register(context)
         module = ir.Module.create()
         pointers = [pointer_type(argument.dtype) for argument in (*operands, *results)]
         alignment = ir.DictAttr.get(

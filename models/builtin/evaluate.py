@@ -49,7 +49,7 @@ class Model:
         """Reads a checkpoint folder into float32 parameters."""
         config = Config.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        llama = Llama(config, rngs=nnx.Rngs(0))
+        llama = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
         variables = nnx.state(llama)
         nnx.replace_by_pure_dict(variables, pure_params(config, load_file(folder / "model.safetensors")))
         nnx.update(llama, variables)

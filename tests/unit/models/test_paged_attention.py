@@ -52,7 +52,12 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 SINKS = np.random.default_rng(0).normal(size=HEADS).astype(np.float32)
 
 
-@partial(jax.jit, donate_argnums=0, static_argnames=("window", "softcap", "scale", "has_sinks"))
+# Compiling takes most of the time here, and optimizing most of that; what is computed is the same.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+tiles_of = quick_jit(make_tiles, static_argnums=1)
+
+
+@partial(quick_jit, donate_argnums=0, static_argnames=("window", "softcap", "scale", "has_sinks"))
 def attend(pages, q, k, v, slots, page_table, rows, positions, window=0, softcap=0.0, scale=None, has_sinks=False):
     written = write_pages(pages, k, v, slots)
     more = {"window": window, "softcap": softcap, "scale": scale, "sinks": SINKS if has_sinks else None}
@@ -185,7 +190,7 @@ def test_what_is_written_is_finite(tokens):
     pages = jnp.zeros((NUM_PAGES, 2, KV_HEADS, PAGE, DIM))
     bad = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 1.0] * (DIM // 4))
     kv = jnp.broadcast_to(bad, (tokens, KV_HEADS, DIM))
-    written = write_pages(pages, kv, kv, jnp.arange(tokens, dtype=jnp.int32))
+    written = quick_jit(write_pages)(pages, kv, kv, jnp.arange(tokens, dtype=jnp.int32))
     assert jnp.isfinite(written).all()
     assert (written[..., 3].sum(), written[..., 0].sum()) == (tokens * KV_HEADS * 2, 0)
 
@@ -207,7 +212,7 @@ def test_tiles_cover_every_token_of_one_row_each(tokens):
     size = tile_tokens(tokens)
     for _ in range(20):
         rows = make_step(tokens, random_counts(tokens, rng), rng).rows
-        tiles = make_tiles(jnp.asarray(rows), ROWS)
+        tiles = tiles_of(jnp.asarray(rows), ROWS)
         starts = np.asarray(tiles.starts)[: int(tiles.num_tiles)]
         assert (np.diff(starts) > 0).all()
         covered = [

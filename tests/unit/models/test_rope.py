@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,6 +116,13 @@ def test_refuses_odd_heads():
         Rope.from_hf({}, 63)
 
 
+@partial(jax.jit, static_argnums=0)
+def score_of(rope: Rope, q: jax.Array, k: jax.Array, positions: jax.Array) -> jax.Array:
+    cos, sin = rope_tables(rope, positions, jnp.full(2, 4001, jnp.int32))
+    rotated = rotate(jnp.concatenate([q, k]), cos, sin)
+    return jnp.vdot(rotated[0], rotated[1])
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 4000), st.integers(0, 4000), st.sampled_from(["llama2", "llama3.2", "yarn_mscale"]))
 def test_scores_depend_on_the_distance_only(query_at, key_at, name):
@@ -123,10 +132,7 @@ def test_scores_depend_on_the_distance_only(query_at, key_at, name):
     q, k = rng.standard_normal((2, 1, 1, rope.dim)).astype(np.float32)
 
     def score(query_position: int, key_position: int) -> float:
-        positions = jnp.array([query_position, key_position], jnp.int32)
-        cos, sin = rope_tables(rope, positions, jnp.full(2, 4001, jnp.int32))
-        rotated = rotate(jnp.concatenate([q, k]), cos, sin)
-        return float(jnp.vdot(rotated[0], rotated[1]))
+        return float(score_of(rope, q, k, np.array([query_position, key_position], np.int32)))
 
     shift = min(query_at, key_at)
     assert score(query_at, key_at) == pytest.approx(score(query_at - shift, key_at - shift), abs=5e-2)

@@ -84,7 +84,8 @@ def test_logits_and_pages_are_those_of_a_step_that_computes_all_rows() -> None:
     for chosen in (np.array(wanted, np.int32), np.arange(tokens, dtype=np.int32)):
         graph = steps.add(Module(f"{len(chosen)} rows"), tokens, len(chosen))
         values = {**given, "logit_rows": chosen}
-        results.append(jax.jit(graph.forward)(weights, state, *(values[name] for name in graph.inputs)))
+        step = jax.jit(graph.forward, compiler_options={"xla_backend_optimization_level": "0"})
+        results.append(step(weights, state, *(values[name] for name in graph.inputs)))
     (logits, pages), (all_logits, all_pages) = results
     np.testing.assert_allclose(logits, all_logits[np.array(wanted)], rtol=0, atol=1e-5 * float(np.std(all_logits)))
     assert np.std(all_logits) > 0.1 and set(pages) == {"pages.0", "pages.1"}

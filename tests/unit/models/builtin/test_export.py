@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from max.models.builtin.evaluate import loops, most_repeats, pure_params
@@ -21,8 +22,13 @@ CONFIG = Config.from_hf(
 )
 
 
-def test_exported_tensors_have_hf_shapes_and_come_back() -> None:
-    params = nnx.to_pure_dict(nnx.state(Llama(CONFIG, rngs=nnx.Rngs(0))))
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    return nnx.jit(lambda: Llama(CONFIG, rngs=nnx.Rngs(0)))()
+
+
+def test_exported_tensors_have_hf_shapes_and_come_back(model: Llama) -> None:
+    params = nnx.to_pure_dict(nnx.state(model))
     tensors = hf_tensors(CONFIG, params)
     assert tensors["model.layers.1.self_attn.k_proj.weight"].shape == (8, 16)
     assert tensors["model.layers.0.mlp.down_proj.weight"].shape == (16, 24)
@@ -34,11 +40,10 @@ def test_exported_tensors_have_hf_shapes_and_come_back() -> None:
         np.testing.assert_allclose(one, other, rtol=2**-8)
 
 
-def test_no_position_sees_a_later_one_nor_another_row() -> None:
-    model = Llama(CONFIG, rngs=nnx.Rngs(0))
+def test_no_position_sees_a_later_one_nor_another_row(model: Llama) -> None:
+    states = nnx.jit(lambda model, tokens: hidden_states(model, CONFIG, tokens).reshape(2, 10, -1))
     tokens = jnp.arange(20, dtype=jnp.int32).reshape(2, 10)
-    before = hidden_states(model, CONFIG, tokens).reshape(2, 10, -1)
-    after = hidden_states(model, CONFIG, tokens.at[1, 6].set(31)).reshape(2, 10, -1)
+    before, after = states(model, tokens), states(model, tokens.at[1, 6].set(31))
     np.testing.assert_array_equal(before[0], after[0])
     np.testing.assert_allclose(before[1, :6], after[1, :6], atol=1e-6)
     assert (np.abs(before[1, 6:] - after[1, 6:]).max(axis=-1) > 1e-5).all()
