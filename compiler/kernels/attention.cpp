@@ -126,18 +126,34 @@ void attend_segments(const Attention& call, const std::vector<QueryTile>& tiles)
   });
 }
 
-void write_tokens(const Attention& call) {
-  constexpr int64_t kTokensPerChunk = 8;
-  parallel_for((call.num_tokens + kTokensPerChunk - 1) / kTokensPerChunk, [&](int64_t i) {
-    for (int64_t t = i * kTokensPerChunk; t < std::min((i + 1) * kTokensPerChunk, call.num_tokens); ++t) {
-      const int64_t width = call.num_heads * call.head_dim;
-      if (call.rows[t] >= 0) {
-        kernels()->write_token(call, t);
-      } else {
-        std::memset(call.out + t * width, 0, width * sizeof(float));
-      }
+// Tokens that one thread writes, from `first` on. Of a prompt all whose keys may share a cache line: two threads that
+// write to the same lines wait for each other.
+int64_t tokens_to_write(const Attention& call, int64_t first) {
+  constexpr int64_t kTokensPerChunk = 8, kSharing = 32;
+  int64_t end = std::min(first + kTokensPerChunk, call.num_tokens);
+  const auto follows = [&](int64_t t) { return call.slots[t] - int64_t{1} == call.slots[t - 1]; };
+  while (end < call.num_tokens && follows(end) && call.slots[end] % kSharing != 0) ++end;
+  return end - first;
+}
+
+void write_tokens(const Attention& call, int64_t first, int64_t end) {
+  const int64_t width = call.num_heads * call.head_dim;
+  for (int64_t count; first < end; first += count) {
+    const bool padding = call.rows[first] < 0;
+    for (count = 1; first + count < end && (call.rows[first + count] < 0) == padding;) ++count;
+    if (padding) {
+      std::memset(call.out + first * width, 0, count * width * sizeof(float));
+    } else {
+      kernels()->write_tokens(call, first, first + count);
     }
-  });
+  }
+}
+
+void write_all_tokens(const Attention& call) {
+  std::vector<int64_t> bounds = {0};
+  while (bounds.back() < call.num_tokens) bounds.push_back(bounds.back() + tokens_to_write(call, bounds.back()));
+  parallel_for(static_cast<int64_t>(bounds.size()) - 1,
+               [&](int64_t i) { write_tokens(call, bounds[i], bounds[i + 1]); });
 }
 
 int64_t stride_of(const Attention& call) { return (call.head_dim + 15) / 16 * 16; }
@@ -156,7 +172,7 @@ std::string attention(const Attention& call) {
   std::string wrong = shape_problem(call);
   if (wrong.empty()) wrong = index_problem(call);
   if (!wrong.empty()) return wrong;
-  write_tokens(call);
+  write_all_tokens(call);
   const std::vector<QueryTile> tiles = cut_into_tiles(call);
   const bool some_are_long =
       std::any_of(tiles.begin(), tiles.end(), [](const QueryTile& tile) { return num_segments(tile) > 1; });

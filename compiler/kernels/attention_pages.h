@@ -59,27 +59,27 @@ MAX_INLINE NarrowHalves rounded_to_bf16(Vec x) {
   return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, NarrowHalves);
 }
 
-// Elements of a page made finite, `stride` apart in it.
-template <class Element, class Narrow>
-MAX_INLINE void write_elements(const float* x, int64_t count, Element* out, int64_t stride, const Narrow& narrow) {
+// Elements of a page from float32: finite, and rounded to what is kept.
+struct ToFloat {
+  using Type = float;
+  MAX_INLINE Vec of(Vec x) { return finite(x, 0x1.fffffep127f); }
+};
+struct ToBf16 {
+  using Type = uint16_t;
+  MAX_INLINE NarrowHalves of(Vec x) { return rounded_to_bf16(finite(x, 0x1.fep127f)); }
+};
+
+// Writes elements `stride` apart.
+template <class To>
+MAX_INLINE void write_elements(const float* x, int64_t count, typename To::Type* out, int64_t stride) {
   for (int64_t i = 0; i < count; i += kLanes, out += kLanes * stride) {
     const int64_t lanes = count - i < kLanes ? count - i : kLanes;
-    const auto values = narrow(load_part<FloatElements>(x + i, lanes));
+    const auto values = To::of(load_part<FloatElements>(x + i, lanes));
     if (stride == 1) {
       __builtin_memcpy(out, &values, lanes * sizeof *out);
     } else {
       for (int64_t j = 0; j < lanes; ++j) out[j * stride] = values[j];
     }
-  }
-}
-
-MAX_INLINE void write_finite(const float* x, int64_t count, bool as_bf16, void* pages, int64_t at, int64_t stride) {
-  if (as_bf16) {
-    write_elements(x, count, static_cast<uint16_t*>(pages) + at, stride,
-                   [](Vec v) { return rounded_to_bf16(finite(v, 0x1.fep127f)); });
-  } else {
-    write_elements(x, count, static_cast<float*>(pages) + at, stride,
-                   [](Vec v) { return finite(v, 0x1.fffffep127f); });
   }
 }
 
@@ -104,26 +104,77 @@ MAX_INLINE int64_t key_in_head(const Attention& call, int64_t offset) {
   return (offset - in_block) * call.head_dim + in_block;
 }
 
-static void write_token(const Attention& call, int64_t token) {
+// How many tokens from `first` on have keys side by side in a block, of those before `end`; at most kKeysOfLine.
+MAX_INLINE int64_t tokens_side_by_side(const Attention& call, int64_t first, int64_t end) {
+  const int64_t offset = call.slots[first] % call.page_tokens;
+  const int64_t left = block_tokens(call, offset) - offset % kBlockTokens;
+  int64_t most = end - first < kKeysOfLine ? end - first : kKeysOfLine, count = 1;
+  most = left < most ? left : most;
+  while (count < most && call.slots[first + count] == call.slots[first] + count) ++count;
+  return count;
+}
+
+// Writes a head's keys of `count` tokens side by side, `stride` elements from dimension to dimension. Each token alone
+// would touch as many cache lines as there are dimensions: several are collected in lines of their own first.
+template <class To>
+MAX_INLINE void write_keys(const Attention& call, const float* keys, int64_t first, int64_t count,
+                           typename To::Type* out, int64_t stride) {
   constexpr int64_t kMaxHeadDim = 1024;  // checked by attention()
+  const int64_t dim = call.head_dim, from_token_to_token = (call.num_heads + 2 * call.num_kv_heads) * dim;
   float rotated[kMaxHeadDim];
-  const int64_t heads = call.num_heads + 2 * call.num_kv_heads, dim = call.head_dim;
-  const int64_t page = call.slots[token] / call.page_tokens, offset = call.slots[token] % call.page_tokens;
-  const float* keys = call.qkv + (token * heads + call.num_heads) * dim;
-  const float* values = keys + call.num_kv_heads * dim;
-  const int64_t head_size = call.page_tokens * dim, element = call.pages_are_bf16 ? 2 : 4;
-  const int64_t stride = block_tokens(call, offset);
-  const int64_t first_key = page * 2 * call.num_kv_heads * head_size + key_in_head(call, offset);
-  const int64_t first_value = (page * 2 + 1) * call.num_kv_heads * head_size + offset * dim;
-  const auto at = [&](int64_t index) { return static_cast<char*>(call.pages) + index * element; };
-  for (int64_t h = 0; h < call.num_kv_heads; ++h) {
-    for (int64_t i = 0; i < dim; ++i) __builtin_prefetch(at(first_key + h * head_size + i * stride), 1);
-    prefetch_lines_at<true>(at(first_value + h * head_size), dim * element);
+  if (count == 1) {
+    rotate(call, keys, first, 1.0f, rotated);
+    return write_elements<To>(rotated, dim, out, stride);
   }
+  alignas(64) typename To::Type lines[kMaxHeadDim * kKeysOfLine];
+  for (int64_t t = 0; t < count; ++t) {
+    rotate(call, keys + t * from_token_to_token, first + t, 1.0f, rotated);
+    write_elements<To>(rotated, dim, lines + t, kKeysOfLine);
+  }
+  for (int64_t i = 0; i < dim; ++i, out += stride) {
+    if (count == kKeysOfLine) {
+      __builtin_memcpy(out, lines + i * kKeysOfLine, kKeysOfLine * sizeof *out);
+    } else {
+      __builtin_memcpy(out, lines + i * kKeysOfLine, static_cast<size_t>(count) * sizeof *out);
+    }
+  }
+}
+
+template <class To>
+MAX_INLINE void write_side_by_side(const Attention& call, int64_t first, int64_t count) {
+  using Element = typename To::Type;
+  const int64_t heads = call.num_heads + 2 * call.num_kv_heads, dim = call.head_dim;
+  const int64_t page = call.slots[first] / call.page_tokens, offset = call.slots[first] % call.page_tokens;
+  const int64_t head_size = call.page_tokens * dim, stride = block_tokens(call, offset);
+  const float* keys = call.qkv + (first * heads + call.num_heads) * dim;
+  const float* values = keys + call.num_kv_heads * dim;
+  Element* first_key = static_cast<Element*>(call.pages) + page * 2 * call.num_kv_heads * head_size;
+  Element* first_value = first_key + call.num_kv_heads * head_size + offset * dim;
+  first_key += key_in_head(call, offset);
+  const auto prefetch_head = [&](int64_t h) {
+    for (int64_t i = 0; i < dim; ++i) __builtin_prefetch(first_key + h * head_size + i * stride, 1);
+    prefetch_lines_at<true>(first_value + h * head_size, count * dim * static_cast<int64_t>(sizeof(Element)));
+    for (int64_t t = 0; t < count; ++t) {
+      prefetch_lines_at<false>(keys + (t * heads + h) * dim, dim * 4);
+      prefetch_lines_at<false>(values + (t * heads + h) * dim, dim * 4);
+    }
+  };
+  const int64_t ahead = count == 1 ? call.num_kv_heads : 1;  // the lines of a single token fit the first cache
+  for (int64_t h = 0; h < ahead; ++h) prefetch_head(h);
   for (int64_t h = 0; h < call.num_kv_heads; ++h) {
-    rotate(call, keys + h * dim, token, 1.0f, rotated);
-    write_finite(rotated, dim, call.pages_are_bf16, call.pages, first_key + h * head_size, stride);
-    write_finite(values + h * dim, dim, call.pages_are_bf16, call.pages, first_value + h * head_size, 1);
+    if (h + ahead < call.num_kv_heads) prefetch_head(h + ahead);
+    write_keys<To>(call, keys + h * dim, first, count, first_key + h * head_size, stride);
+    for (int64_t t = 0; t < count; ++t)
+      write_elements<To>(values + (t * heads + h) * dim, dim, first_value + h * head_size + t * dim, 1);
+  }
+}
+
+// Tokens [first, end) without padding among them.
+static void write_tokens(const Attention& call, int64_t first, int64_t end) {
+  for (int64_t count; first < end; first += count) {
+    count = tokens_side_by_side(call, first, end);
+    call.pages_are_bf16 ? write_side_by_side<ToBf16>(call, first, count)
+                        : write_side_by_side<ToFloat>(call, first, count);
   }
 }
 

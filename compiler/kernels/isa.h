@@ -17,9 +17,15 @@ struct QuantizedInputs {
   float minus_sum;  // of scale * values, for the formats with a minimum
 };
 
-// Rows [row_begin, row_end) of one panel of a matmul; `inputs` are what convert_inputs made, or x itself. Quantized inputs
-// are those of these rows in tiles of tile_rows(), [tile][K/32][rows of the tile].
-using MatmulPanel = void (*)(const Matmul& call, const void* inputs, int64_t panel, int64_t row_begin,
+// x as panels read it: rows of float32, or of pairs of bfloat16 that convert_inputs made, `stride` floats or pairs
+// apart. Quantized inputs are those of the panel's rows alone, in tiles of tile_rows(), [tile][K/32][rows of the tile].
+struct MatmulInputs {
+  const void* rows;
+  int64_t stride;
+};
+
+// Rows [row_begin, row_end) of one panel of a matmul.
+using MatmulPanel = void (*)(const Matmul& call, const MatmulInputs& inputs, int64_t panel, int64_t row_begin,
                              int64_t row_end);
 
 // Consecutive tokens of one row, with the queries of some kv heads, and the keys of the row that any of them sees.
@@ -35,6 +41,8 @@ struct QueryTile {
 // A tile has at most this many queries, and visits keys in blocks of at most kBlockTokens: both fit the first cache.
 constexpr int64_t kTileQueries = 48;
 constexpr int64_t kBlockTokens = 64;
+// Keys of a prompt that are written at a time: one dimension of so many float32 fills a cache line.
+constexpr int64_t kKeysOfLine = 16;
 // Keys that are summed up on their own, by any thread; and floats of a vector in such a sum.
 constexpr int64_t kSegmentTokens = 512;
 constexpr int64_t kPartVector = 16;
@@ -62,8 +70,8 @@ struct Kernels {
                           int64_t stride);
   // GGUF's block of as many weights as a block has; the same bits on every instruction set.
   void (*quantize_block)(Encoding encoding, const float* elements, uint8_t* gguf);
-  // Writes a token's rotated keys and its values into the pages.
-  void (*write_token)(const Attention& call, int64_t token);
+  // Writes the rotated keys and the values of tokens [first, end), none of them padding, into the pages.
+  void (*write_tokens)(const Attention& call, int64_t first, int64_t end);
   // Attends with a tile's queries; scratch holds attention_scratch() floats, 64-byte aligned.
   void (*attend)(const Attention& call, const QueryTile& tile, float* scratch);
   // The same in two halves: sums over a segment of the keys, attention_part() floats, and the results of all sums,

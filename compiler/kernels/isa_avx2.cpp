@@ -72,7 +72,7 @@ const Kernels kAvx2Kernels = {
     {avx2::kDotWideRows, avx2::kDotTallRows},
     avx2::quantize_inputs,
     avx2::quantize_block,
-    avx2::write_token,
+    avx2::write_tokens,
     avx2::attend,
     avx2::attend_segment,
     avx2::merge_segments,

@@ -46,7 +46,7 @@ const Kernels kAvx512Kernels = {
     {avx512::kDotWideRows, avx512::kDotTallRows},
     avx512::quantize_inputs,
     avx512::quantize_block,
-    avx512::write_token,
+    avx512::write_tokens,
     avx512::attend,
     avx512::attend_segment,
     avx512::merge_segments,

@@ -74,9 +74,9 @@ struct PairsPanel {
   }
 };
 
-static void matmul_panel_bf16(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
+static void matmul_panel_bf16(const Matmul& call, const MatmulInputs& inputs, int64_t panel, int64_t begin, int64_t end) {
   const int64_t pairs = (call.num_inputs + 1) / 2;
-  multiply_panel<PairsPanel>(call, static_cast<const float*>(inputs), pairs, pairs, panel, begin, end);
+  multiply_panel<PairsPanel>(call, static_cast<const float*>(inputs.rows), inputs.stride, pairs, panel, begin, end);
 }
 
 static void convert_inputs(const float* x, int64_t count, uint16_t* converted) {
@@ -102,7 +102,7 @@ const Kernels kAvx512Bf16Kernels = {
     {avx512_bf16::kDotWideRows, avx512_bf16::kDotTallRows},
     avx512_bf16::quantize_inputs,
     avx512_bf16::quantize_block,
-    avx512_bf16::write_token,
+    avx512_bf16::write_tokens,
     avx512_bf16::attend,
     avx512_bf16::attend_segment,
     avx512_bf16::merge_segments,

@@ -46,7 +46,7 @@ const Kernels kAvx512VnniKernels = {
     {avx512_vnni::kDotWideRows, avx512_vnni::kDotTallRows},
     avx512_vnni::quantize_inputs,
     avx512_vnni::quantize_block,
-    avx512_vnni::write_token,
+    avx512_vnni::write_tokens,
     avx512_vnni::attend,
     avx512_vnni::attend_segment,
     avx512_vnni::merge_segments,

@@ -84,7 +84,7 @@ const Kernels kBaselineKernels = {
     {baseline::kDotWideRows, baseline::kDotTallRows},
     baseline::quantize_inputs,
     baseline::quantize_block,
-    baseline::write_token,
+    baseline::write_tokens,
     baseline::attend,
     baseline::attend_segment,
     baseline::merge_segments,

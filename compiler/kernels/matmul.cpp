@@ -1,5 +1,6 @@
 // Validates a packed matmul, and cuts it into pieces for the threads.
 #include <algorithm>
+#include <cstring>
 
 #include "isa.h"
 #include "quantized_layout.h"
@@ -32,37 +33,74 @@ std::string problem(const Matmul& call) {
   return "";
 }
 
+// Calls make(row) for all rows, several in a chunk: a row alone is less work than taking it.
+template <class Make>
+void make_rows(const Matmul& call, const Make& make) {
+  constexpr int64_t kChunkRows = 4;
+  parallel_for((call.num_rows + kChunkRows - 1) / kChunkRows, [&](int64_t i) {
+    const int64_t end = std::min((i + 1) * kChunkRows, call.num_rows);
+    for (int64_t row = i * kChunkRows; row < end; ++row) make(row);
+  });
+}
+
+// From row to row an odd number of cache lines: those of a tile's rows that are read together then fall into different
+// sets of the first cache. 12 rows of 1024 floats, side by side, fall into one, and push each other out.
+int64_t spread_stride(int64_t floats) {
+  constexpr int64_t kLine = 16;
+  return (((floats + kLine - 1) / kLine) | 1) * kLine;
+}
+
 // bfloat16 inputs, made once per call; rows are padded to pairs.
-const void* converted_inputs(const Matmul& call, const Kernels& isa) {
+MatmulInputs converted_inputs(const Matmul& call, const Kernels& isa) {
   static thread_local Scratch scratch;
-  const int64_t stride = call.num_inputs + call.num_inputs % 2;
-  uint16_t* converted = static_cast<uint16_t*>(scratch.at_least(call.num_rows * stride * 2));
+  const int64_t stride = spread_stride((call.num_inputs + 1) / 2);
+  uint16_t* converted = static_cast<uint16_t*>(scratch.at_least(call.num_rows * stride * 4));
   const auto convert = [&](int64_t row) {
-    isa.convert_inputs(call.x + row * call.num_inputs, call.num_inputs, converted + row * stride);
+    isa.convert_inputs(call.x + row * call.num_inputs, call.num_inputs, converted + row * stride * 2);
   };
   if (call.num_rows < 8) {  // less work than waking a thread
     for (int64_t row = 0; row < call.num_rows; ++row) convert(row);
   } else {
-    parallel_for(call.num_rows, convert);
+    make_rows(call, convert);
   }
-  return converted;
+  return {converted, stride};
 }
 
-// int8 inputs, made once per call, as the panels take them.
+// float32 inputs: x itself, or a copy where many of its rows would fall into one set of the first cache.
+MatmulInputs float_inputs(const Matmul& call) {
+  constexpr int64_t kManyRows = 16, kOneSet = 512;  // floats: half of what a way of the cache holds
+  if (call.num_rows < kManyRows || call.num_inputs % kOneSet != 0) return {call.x, call.num_inputs};
+  static thread_local Scratch scratch;
+  const int64_t stride = spread_stride(call.num_inputs);
+  float* spread = static_cast<float*>(scratch.at_least(call.num_rows * stride * static_cast<int64_t>(sizeof(float))));
+  make_rows(call, [&](int64_t row) {
+    std::memcpy(spread + row * stride, call.x + row * call.num_inputs, call.num_inputs * sizeof(float));
+  });
+  return {spread, stride};
+}
+
+// int8 inputs, made once per call, as the panels take them. Rows of a tile share cache lines, so one thread makes them.
 const QuantizedInputs* quantized_inputs(const Matmul& call, const Kernels& isa, int64_t block_rows) {
   static thread_local Scratch scratch;
   const int64_t num_blocks = call.num_inputs / kBlockInputs;
   const int64_t bytes = call.num_rows * num_blocks * static_cast<int64_t>(sizeof(QuantizedInputs));
   QuantizedInputs* quantized = static_cast<QuantizedInputs*>(scratch.at_least(bytes));
   constexpr int64_t kChunkRows = 8;  // less work is not worth waking a thread
-  parallel_for((call.num_rows + kChunkRows - 1) / kChunkRows, [&](int64_t i) {
-    const int64_t end = std::min((i + 1) * kChunkRows, call.num_rows);
-    for (int64_t row = i * kChunkRows; row < end; ++row) {
-      const int64_t begin = row / block_rows * block_rows, rows = std::min(block_rows, call.num_rows - begin);
-      const int64_t tile = tile_rows(isa.quantized_tile_rows, rows), in_tile = (row - begin) % tile;
-      isa.quantize_inputs(call.x + row * call.num_inputs, num_blocks, call.encoding,
-                          quantized + (row - in_tile) * num_blocks + in_tile,
-                          std::min(tile, begin + rows - (row - in_tile)));
+  const int64_t most_rows = std::min(block_rows, call.num_rows);
+  const int64_t tile_of_most = tile_rows(isa.quantized_tile_rows, most_rows);
+  const int64_t chunk_rows =
+      tile_of_most == most_rows ? kChunkRows : (kChunkRows + tile_of_most - 1) / tile_of_most * tile_of_most;
+  const int64_t chunks_of_block = (most_rows + chunk_rows - 1) / chunk_rows;
+  const int64_t blocks = (call.num_rows + block_rows - 1) / block_rows;
+  parallel_for(blocks * chunks_of_block, [&](int64_t i) {
+    const int64_t begin = i / chunks_of_block * block_rows, rows = std::min(block_rows, call.num_rows - begin);
+    const int64_t tile = tile_rows(isa.quantized_tile_rows, rows);
+    const int64_t first = i % chunks_of_block * chunk_rows, last = std::min(first + chunk_rows, rows);
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t in_tile = row % tile, first_of_tile = begin + row - in_tile;
+      isa.quantize_inputs(call.x + (begin + row) * call.num_inputs, num_blocks, call.encoding,
+                          quantized + first_of_tile * num_blocks + in_tile,
+                          std::min(tile, begin + rows - first_of_tile));
     }
   });
   return quantized;
@@ -84,7 +122,7 @@ std::string matmul(const Matmul& call) {
   const bool converts = call.encoding == Encoding::kBf16 && isa.convert_inputs != nullptr;
   const int64_t block_rows = quantized ? kQuantizedBlockRows : kBlockRows;
   const QuantizedInputs* blocks = quantized ? quantized_inputs(call, isa, block_rows) : nullptr;
-  const void* inputs = converts ? converted_inputs(call, isa) : call.x;
+  const MatmulInputs inputs = quantized ? MatmulInputs{} : converts ? converted_inputs(call, isa) : float_inputs(call);
   const MatmulPanel run_panel = panel_kernel(isa, call.encoding);
   const int64_t width = is_gated(call.epilogue) ? kHalfPanel : kPanelColumns;
   const int64_t num_panels = (call.num_outputs + width - 1) / width;
@@ -95,7 +133,7 @@ std::string matmul(const Matmul& call) {
   // Blocks of one group of panels follow each other: the panels are still in the cache.
   parallel_for(num_chunks * num_blocks, [&](int64_t i) {
     const int64_t begin = i % num_blocks * block_rows, end = std::min(begin + block_rows, call.num_rows);
-    const void* rows = quantized ? blocks + begin * (call.num_inputs / kBlockInputs) : inputs;
+    const MatmulInputs rows = quantized ? MatmulInputs{blocks + begin * (call.num_inputs / kBlockInputs), 0} : inputs;
     const int64_t first = i / num_blocks * panels_per_chunk;
     const int64_t last = std::min(first + panels_per_chunk, num_panels);
     for (int64_t panel = first; panel < last; ++panel) run_panel(call, rows, panel, begin, end);

@@ -16,7 +16,9 @@ MAX_INLINE void finish_row(const Matmul& call, const float* panel_row, int64_t p
   const int64_t width = is_gated(call.epilogue) ? kHalfPanel : kPanelColumns;
   const int64_t first = panel * width;
   const int64_t count = call.num_outputs - first < width ? call.num_outputs - first : width;
-  float result[kPanelColumns];
+  float* y = call.y + row * call.num_outputs + first;
+  float part[kPanelColumns];  // of a panel with missing outputs
+  float* result = count == width ? y : part;
   for (int64_t c = 0; c < width; c += kLanes) {
     Vec value = load(panel_row + c);
     if (is_gated(call.epilogue)) {
@@ -29,7 +31,14 @@ MAX_INLINE void finish_row(const Matmul& call, const float* panel_row, int64_t p
   if (call.epilogue == Epilogue::kBias) {
     for (int64_t c = count - count % kLanes; c < count; ++c) result[c] = panel_row[c] + call.bias[first + c];
   }
-  __builtin_memcpy(call.y + row * call.num_outputs + first, result, count * sizeof(float));
+  if (result == part) __builtin_memcpy(y, part, count * sizeof(float));
+}
+
+// A row's place in the result lies lines apart from the next one's: asked for early, they come together.
+MAX_INLINE void prefetch_result(const Matmul& call, int64_t panel, int64_t row) {
+  const int64_t width = is_gated(call.epilogue) ? kHalfPanel : kPanelColumns;
+  const float* y = call.y + row * call.num_outputs + panel * width;
+  for (int64_t at = 0; at < width; at += 16) __builtin_prefetch(y + at, 1);
 }
 
 // What a panel's weights are multiplied with, for each encoding.
@@ -61,6 +70,7 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
     const int64_t left = row_end - row;
     const bool wide = left <= Panel::kWide || Panel::kWide == Panel::kTall;
     const int64_t rows = rows_of_tile(left, wide ? Panel::kWide : Panel::kTall);
+    for (int64_t r = 0; r < rows; ++r) prefetch_result(call, panel, row + r);
     TileShape t{x + row * x_stride, x_stride, y, kPanelColumns, num_inputs, false};
     if (wide) {
       Panel::wide(rows)(t, w, kStride);
@@ -75,7 +85,8 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
   }
 }
 
-static void matmul_panel_f32(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
-  const float* x = static_cast<const float*>(inputs);
-  multiply_panel<F32Panel>(call, x, call.num_inputs, call.num_inputs, panel, begin, end);
+static void matmul_panel_f32(const Matmul& call, const MatmulInputs& inputs, int64_t panel, int64_t begin,
+                             int64_t end) {
+  const float* x = static_cast<const float*>(inputs.rows);
+  multiply_panel<F32Panel>(call, x, inputs.stride, call.num_inputs, panel, begin, end);
 }

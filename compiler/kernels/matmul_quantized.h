@@ -179,15 +179,20 @@ static void multiply_many_rows(const uint8_t* panel, const QuantizedInputs* x, i
 }
 
 template <class Format>
-static void matmul_panel_quantized(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
+static void matmul_panel_quantized(const Matmul& call, const MatmulInputs& inputs, int64_t panel, int64_t begin,
+                                   int64_t end) {
   alignas(64) float y[kQuantizedBlockRows * kPanelColumns];
   const int64_t num_blocks = call.num_inputs / kBlockInputs, rows = end - begin;
   const uint8_t* weights = call.weights + panel * num_blocks * Format::kBytes;
-  const QuantizedInputs* x = static_cast<const QuantizedInputs*>(inputs);
+  const QuantizedInputs* x = static_cast<const QuantizedInputs*>(inputs.rows);
   if (rows <= kDotWideRows && rows <= Format::kFewRows) {
     multiply_few_rows<Format>(weights, x, rows, num_blocks, y);
   } else {
     multiply_many_rows<Format>(weights, x, rows, num_blocks, y);
   }
-  for (int64_t r = 0; r < rows; ++r) finish_row(call, y + r * kPanelColumns, panel, begin + r);
+  constexpr int64_t kAhead = 16;
+  for (int64_t r = 0; r < rows; ++r) {
+    if (r + kAhead < rows) prefetch_result(call, panel, begin + r + kAhead);
+    finish_row(call, y + r * kPanelColumns, panel, begin + r);
+  }
 }

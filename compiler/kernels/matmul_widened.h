@@ -1,6 +1,7 @@
 // bfloat16 weights with float32 inputs, for instruction sets without a product of bfloat16. Included as vector.h is.
 
-static void matmul_panel_bf16(const Matmul& call, const void* inputs, int64_t panel, int64_t begin, int64_t end) {
-  const float* x = static_cast<const float*>(inputs);
-  multiply_panel<Bf16Panel>(call, x, call.num_inputs, call.num_inputs, panel, begin, end);
+static void matmul_panel_bf16(const Matmul& call, const MatmulInputs& inputs, int64_t panel, int64_t begin,
+                              int64_t end) {
+  const float* x = static_cast<const float*>(inputs.rows);
+  multiply_panel<Bf16Panel>(call, x, inputs.stride, call.num_inputs, panel, begin, end);
 }

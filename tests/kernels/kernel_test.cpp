@@ -300,6 +300,7 @@ int main(int count, char** arguments) {
       check_matmul(encoding, 1, 7, 5);
       check_matmul(encoding, 13, 33, 47);
       check_matmul(encoding, 101, 16, 64);
+      check_matmul(encoding, 17, 512, 33);
       check_embedding(encoding, 7, 47);
       check_embedding(encoding, 64, 1);
     }

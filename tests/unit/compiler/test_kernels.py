@@ -102,7 +102,17 @@ def check(isa: str, encoding: Encoding, epilogue: Epilogue, rows: int, inputs: i
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1, 1, 1), (1, 64, 32), (1, 129, 31), (2, 7, 33), (12, 64, 96), (13, 100, 17), (97, 31, 65), (257, 40, 50)],
+    [
+        (1, 1, 1),
+        (1, 64, 32),
+        (1, 129, 31),
+        (2, 7, 33),
+        (12, 64, 96),
+        (13, 100, 17),
+        (97, 31, 65),
+        (257, 40, 50),
+        (17, 512, 33),
+    ],
 )
 def test_a_matmul_is_that_of_float64(isa: str, encoding: Encoding, epilogue: Epilogue, rows, inputs, outputs) -> None:
     check(isa, encoding, epilogue, rows, inputs, outputs)
@@ -137,10 +147,11 @@ def test_no_rows_and_no_inputs(isa: str, encoding: Encoding) -> None:
 
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("inputs", [77, 512])
 def test_a_row_has_the_same_bits_in_every_batch_and_on_any_threads(
-    isa: str, encoding: Encoding, epilogue: Epilogue
+    isa: str, encoding: Encoding, epilogue: Epilogue, inputs: int
 ) -> None:
-    rows, inputs, outputs = 230, 77, 203
+    rows, outputs = 230, 203
     x = normal(1, rows, inputs)
     # A row that overflows or is not a number is its own problem only.
     x[5], x[9] = np.nan, 3e38
