@@ -32,10 +32,8 @@ on {host}:
 |---|---|---|---|---|---|---|
 """
 _TAIL = """
-Seconds are of the whole command, from its start to its exit. The rows of NVIDIA's GPUs, gfx1100 and gfx1201 were taken
-beside other work on the machine, which makes them longer, up to several times; the others alone. Steps for NVIDIA's
-GPUs are one executable each, with kernels of our own; those for other devices are graphs of plain XLA, and most rows of
-these were taken before devices took the built-in model's weights as bfloat16, which is what its checkpoint holds.
+Seconds are of the whole command, from its start to its exit, each run alone. Steps for NVIDIA's GPUs are one executable
+each, with kernels of our own; those for other devices are graphs of plain XLA.
 
 ## What is installed for it
 
