@@ -94,6 +94,15 @@ class Service:
         if name is not None and name != self.model_name:
             raise no_such_model(name, self.model_name)
 
+    def tokens_of(self, prompt: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        """The tokens of a prompt. Raises ApiError for one that is too long, cutting none that is so in any case."""
+        tokenizer, ready = self.text().tokenizer, self.port.ready
+        if len(prompt) > _LONG_TEXT_CHARS and ready is not None:
+            least = tokenizer.least_tokens(prompt)
+            if least >= ready.max_length:
+                raise too_long(f"at least {least}", ready.max_length, param)
+        return tokenizer.encode(prompt, add_special_tokens)
+
     async def in_thread[T](self, work: Callable[[], T], size_chars: int, param: str | None) -> T:
         """Runs work on text, a long one beside the event loop. Errors of the user name the field `param`."""
         started = time.perf_counter()
@@ -112,7 +121,7 @@ def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
-def too_long(tokens: int, max_length: int, param: str) -> ApiError:
+def too_long(tokens: int | str, max_length: int, param: str) -> ApiError:
     """400 for a prompt that leaves no room for an answer."""
     return ApiError(
         400,

@@ -7,6 +7,7 @@ tokenizer_config.json, which older releases obeyed for some model types, have no
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import AddedToken
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from .. import ModelError, RequestError
 from .detokenize import TextStream, open_stream, token_bytes
 from .text_files import TextFiles
+from .token_bound import most_bytes_per_token
 
 
 class Tokenizer:
@@ -73,6 +75,15 @@ class Tokenizer:
                 "Send text whose \\u escapes form complete characters.",
             ) from error
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def least_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least, told without cutting it."""
+        most = self._most_bytes_per_token
+        return 0 if most is None else len(text.encode(errors="replace")) // most
+
+    @cached_property
+    def _most_bytes_per_token(self) -> int | None:
+        return most_bytes_per_token(self._backend)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, and unknown ids are passed over."""

@@ -99,7 +99,7 @@ async def chat_prompt(
 
     def work() -> list[int]:
         # The template writes the special tokens itself.
-        return text.tokenizer.encode(template.render(plain, **variables), add_special_tokens=False)
+        return service.tokens_of(template.render(plain, **variables), param, add_special_tokens=False)
 
     return await service.in_thread(work, sum(len(message["content"]) for message in plain), param)
 

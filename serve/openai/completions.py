@@ -99,7 +99,8 @@ async def _prompts(body: CompletionRequest, service: Service) -> tuple[list[list
 
     def tokens() -> list[list[int]]:
         return [
-            text.tokenizer.encode(item, add_special_tokens=True) if isinstance(item, str) else item for item in items
+            service.tokens_of(item, "prompt", add_special_tokens=True) if isinstance(item, str) else item
+            for item in items
         ]
 
     def echoed() -> list[str]:

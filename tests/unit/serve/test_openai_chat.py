@@ -208,6 +208,15 @@ async def test_a_model_that_is_not_served(openai: AsyncOpenAI) -> None:
     assert raised.value.code == "model_not_found"
 
 
+async def test_megabytes_are_refused_without_cutting_them(openai: AsyncOpenAI) -> None:
+    long: Any = [{"role": "user", "content": "robot " * 300_000}]
+    with pytest.raises(sdk.BadRequestError, match="at least") as raised:
+        await openai.chat.completions.create(model=MODEL, messages=long)
+    assert raised.value.code == "context_length_exceeded"
+    with pytest.raises(sdk.BadRequestError, match="at least"):
+        await openai.completions.create(model=MODEL, prompt=["a", "robot " * 500_000])
+
+
 async def test_a_prompt_that_is_too_long_is_a_400_when_streaming_too(openai: AsyncOpenAI) -> None:
     long: Any = [{"role": "user", "content": "robot " * 3000}]
     for stream in (False, True):
