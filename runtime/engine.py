@@ -66,8 +66,9 @@ class Engine:
         """
         try:
             self._check(request)
-            if self.max_waiting is not None and self.scheduler.num_waiting >= self.max_waiting:
-                raise CapacityError(f"{self.scheduler.num_waiting} requests wait already", "Try again later.")
+            if self.max_waiting is not None and self.scheduler.num_waiting(more=1) > self.max_waiting:
+                waiting, running = self.scheduler.num_waiting(), len(self.scheduler.running)
+                raise CapacityError(f"{running} requests are in work and {waiting} wait already", "Try again later.")
         except (RequestError, CapacityError):
             self.stats.ended["rejected"] += 1
             raise

@@ -157,9 +157,14 @@ class Scheduler:
         return [Chunk.of(sequence, count) for sequence, count in counts.items() if count]
 
     def _has_place(self) -> bool:
-        """Whether a request waits for which there is a row."""
-        most = self.policy.max_running
-        return bool(self.waiting and self._free_rows) and (most is None or len(self.running) < most)
+        """Whether a request waits for which there is a place."""
+        return bool(self.waiting) and self._num_places > 0
+
+    @property
+    def _num_places(self) -> int:
+        """Further requests that may be in work."""
+        most, rows = self.policy.max_running, len(self._free_rows)
+        return rows if most is None else min(rows, max(0, most - len(self.running)))
 
     def _share(self, sequence: Generation, left: int) -> int:
         """Tokens of a prompt that go into a step which has room for `left` more: half of that, and a least chunk."""
@@ -270,10 +275,9 @@ class Scheduler:
         self._free_rows.append(sequence.row)
         sequence.row, sequence.computed, sequence.chain = -1, 0, None
 
-    @property
-    def num_waiting(self) -> int:
-        """Requests beyond those that the next step may take up: there is no row for them."""
-        return max(0, len(self.waiting) - len(self._free_rows))
+    def num_waiting(self, more: int = 0) -> int:
+        """Requests that the next step has no place for, were there so many more."""
+        return max(0, len(self.waiting) + more - self._num_places)
 
     def pause_s(self) -> float:
         """Seconds in which there is nothing to do, as all that there is are prompts that wait for others."""

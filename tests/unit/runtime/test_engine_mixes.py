@@ -392,3 +392,23 @@ def test_requests_beyond_the_queue_are_refused():
         engine.add(Request("d", PROMPT, GREEDY))
     assert set(collect(engine)) == set("abc")
     assert engine.stats.ended == {"rejected": 1, "finished": 3}
+
+
+def test_without_a_queue_there_are_as_many_requests_as_rows():
+    engine, _ = make(small(max_batch=2), Policy(), overlap=False, max_waiting=0)
+    for name in "ab":
+        engine.add(Request(name, PROMPT, GREEDY, max_new_tokens=2))
+    with pytest.raises(CapacityError, match="0 wait already"):
+        engine.add(Request("c", PROMPT, GREEDY))
+    assert set(collect(engine)) == set("ab")
+    engine.add(Request("d", PROMPT, GREEDY, max_new_tokens=2))
+    assert set(collect(engine)) == {"d"}
+
+
+def test_a_bound_on_requests_in_work_leaves_the_others_waiting():
+    engine, _ = make(small(max_batch=3), Policy(max_running=1), overlap=False, max_waiting=1)
+    for name in "ab":
+        engine.add(Request(name, PROMPT, GREEDY, max_new_tokens=2))
+    with pytest.raises(CapacityError):
+        engine.add(Request("c", PROMPT, GREEDY))
+    assert set(collect(engine)) == set("ab")
