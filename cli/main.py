@@ -24,6 +24,7 @@ from .lazy_group import LazyGroup
 
 _EXIT_CODES: dict[Kind, int] = {"internal": 1, "user": 2, "capacity": 3}
 _INTERRUPTED = 130
+_RESEND_S = 0.1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Only this package: the libraries below it log every step of theirs at debug.
 _LOGGER = logging.getLogger(__name__.partition(".")[0])
@@ -103,11 +104,15 @@ def _keep_interrupts() -> None:
     report = sys.unraisablehook
 
     def resend(dropped: sys.UnraisableHookArgs) -> None:
-        if issubclass(dropped.exc_type, KeyboardInterrupt):
-            # Later, as this too would be dropped; and a true signal, as a system call may have begun by then.
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
-        else:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
             report(dropped)
+            return
+        # Later, as this too would be dropped; and a true signal, as a system call may have begun by then.
+        again = threading.Timer(_RESEND_S, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            again.start()
+        except KeyboardInterrupt:  # on a busy machine it comes before the thread is known to have started
+            resend(dropped)
 
     sys.unraisablehook = resend
 
