@@ -180,7 +180,7 @@ class SchedulingConfig(Section):
     as there is room for."""
 
     prefill_schedule_interval: int = setting(1, compiles=False, ge=1)
-    """Compute prompts in every so manieth step only; the steps between are left to answers. A step without answers
+    """Compute prompts in every Nth step only; the steps between are left to answers. A step without answers
     computes prompts in any case."""
 
     prefill_coalesce_min_pending: int = setting(0, compiles=False, ge=0)

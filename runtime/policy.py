@@ -22,7 +22,7 @@ class Policy:
     least_chunk:        tokens that a prompt is not cut below, on either side of the cut
     most_chunk:         tokens of one prompt in a step, 0 for any number
     decode_floor:       while at least so many decode, no prompt is computed; None for never holding one back for that
-    prompt_interval:    beside decoding, prompts are computed in every so manieth step
+    prompt_interval:    beside decoding, prompts are computed in every Nth step
     coalesced:          beside decoding, new prompts wait until there are so many of them
     coalesced_steps:    or until so many steps have gone by; 0 for as many as `coalesced`
     delay_s:            seconds that new prompts wait for others to share their step

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from ..body import Schema
 from ..messages import MAX_TOP_LOGPROBS
 from .field_rules import best_of_one, between_fields, needs, zero_needs_echo
-from .field_types import ALL_AS_WHOLE, AS_WHOLE, ModelName, Refused, TokenId, TokenPrompt
+from .field_types import ALL_AS_WHOLE, AS_WHOLE, ModelName, PromptText, Refused, TokenId, TokenPrompt
 from .parameters import GenerationFields
 from .usage import Usage
 
@@ -24,9 +24,9 @@ def _form(prompt: Any) -> str | None:
 
 
 Prompt = Annotated[
-    Annotated[str, Tag("text")]
+    Annotated[PromptText, Tag("text")]
     | Annotated[TokenPrompt, Tag("tokens")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+    | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
     | Annotated[list[TokenPrompt], Field(min_length=1, max_length=MAX_PROMPTS), Tag("token lists")],
     Discriminator(
         _form,
@@ -108,7 +108,7 @@ class TokenizeRequest(Schema):
     """The body of /tokenize."""
 
     model: ModelName | None = None
-    prompt: str
+    prompt: PromptText
     add_special_tokens: bool | None = None
     """Open and close the text as the model's tokenizer does; true unless it is given."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from ..openapi_bounds import OF_MODEL
+from ..template_limits import MAX_OUTPUT_CHARS
 from ..text_output import MAX_STOP_CHARS
 
 
@@ -36,6 +37,9 @@ TokenPrompt = Annotated[list[TokenId], Field(min_length=1, json_schema_extra={OF
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Label = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)]
+
+PromptText = Annotated[str, Field(max_length=MAX_OUTPUT_CHARS)]
+"""As long as what a template may make of a conversation: cutting text into tokens takes a second for a megabyte."""
 
 ModelName = Annotated[str, Field(max_length=4096)]
 """The served model's, which is also meant where no model is named."""

@@ -214,7 +214,9 @@ async def test_megabytes_are_refused_without_cutting_them(openai: AsyncOpenAI) -
         await openai.chat.completions.create(model=MODEL, messages=long)
     assert raised.value.code == "context_length_exceeded"
     with pytest.raises(sdk.BadRequestError, match="at least"):
-        await openai.completions.create(model=MODEL, prompt=["a", "robot " * 500_000])
+        await openai.completions.create(model=MODEL, prompt=["a", "robot " * 300_000])
+    with pytest.raises(sdk.BadRequestError, match="should have at most 2097152 characters"):
+        await openai.completions.create(model=MODEL, prompt="robot " * 500_000)
 
 
 async def test_a_prompt_that_is_too_long_is_a_400_when_streaming_too(openai: AsyncOpenAI) -> None:
