@@ -31,7 +31,7 @@ HANDLERS = (
     "max_embed_v1",
     *("max_attention_v3", "max_argmax_v2", "max_sample_v2", "max_logprobs_v2"),
     *("max_rms_norm_v1", "max_add_rms_norm_v1"),
-    "max_lazy_zeros_v1",
+    *("max_decoder_layers_v1", "max_lazy_zeros_v1"),
 )
 """The XLA custom calls, each with the version of its arguments; docs/adr/0006 describes them."""
 

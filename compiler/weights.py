@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -24,6 +25,8 @@ Split = Literal["", "outputs", "inputs"]
 """Along which axis the devices of a mesh share a weight; empty where each has all of it."""
 
 PANEL_COLUMNS = 32
+ALIGNMENT = 4096
+"""Of each weight in memory, in bytes: more than the 64 that jax needs to share it, and what direct reads need."""
 _BLOCKS: dict[Packing, tuple[int, int, int]] = {
     "float32": (1, 1, 4),
     "bfloat16": (2, 2, 2),
@@ -140,6 +143,11 @@ class Weight:
             start += width
         return np.ascontiguousarray(slices[0]) if len(slices) == 1 else np.concatenate(slices, axis)
 
+    @property
+    def nbytes(self) -> int:
+        """As it lies in memory."""
+        return math.prod(self.stored_shape) * (1 if self.packed else {"float32": 4, "bfloat16": 2}[self.element])
+
     def places(self) -> Iterator[tuple[str, tuple[int, ...], tuple[Any, ...]]]:
         """Each source tensor: its name, its shape in the checkpoint, and the index of its place in the weight."""
         start = 0
@@ -200,6 +208,22 @@ def _by_output(weight: Weight) -> Weight:
 
 
 @dataclass(frozen=True)
+class Region:
+    """Weights that follow each other in memory: the byte at which each begins behind the first one, and all bytes.
+
+    A graph can take a region as one weight of `shape`, uint8, called PREFIX*: each argument costs a step a microsecond,
+    and layers have many.
+    """
+
+    offsets: Mapping[str, int]
+    nbytes: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.nbytes // ALIGNMENT, ALIGNMENT
+
+
+@dataclass(frozen=True)
 class WeightTable:
     """All weights of a pipeline; `ignored` are patterns of checkpoint tensors that may be there and are not read."""
 
@@ -244,6 +268,15 @@ class WeightTable:
     @property
     def is_by_output(self) -> bool:
         return any(weight.by_output for weight in self.weights)
+
+    def region(self, prefix: str) -> Region:
+        """Where the weights whose names begin so lie, as memory holds them: each at the next multiple of ALIGNMENT."""
+        offsets, stop = {}, 0
+        for weight in self.weights:
+            if weight.name.startswith(prefix):
+                offsets[weight.name] = stop
+                stop += -(-weight.nbytes // ALIGNMENT) * ALIGNMENT
+        return Region(offsets, stop)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compiler.weights import packed_outputs, packing_of
+from ..compiler.weights import Packing, packed_outputs, packing_of
 
 Gate = Literal["silu", "gelu_tanh", "gelu"]
 """The activation of a gated layer's gate; gelu is the exact one, by the error function."""
@@ -22,6 +22,7 @@ _HANDLERS = {
     "q4_k": "max_matmul_q4_k_v1",
     "q6_k": "max_matmul_q6_k_v1",
 }
+_ENCODINGS = tuple(_HANDLERS)
 _EPILOGUES: dict[Gate, int] = {"silu": 2, "gelu_tanh": 3, "gelu": 4}
 
 
@@ -72,6 +73,54 @@ def add_rms_norm(x: jax.Array, delta: jax.Array, weight: jax.Array, eps: float) 
     call = jax.ffi.ffi_call("max_add_rms_norm_v1", (result, result), input_output_aliases={0: 0})
     total, normed = call(x, delta, weight, epsilon=np.float32(eps))
     return total, normed
+
+
+LAYER_WEIGHTS = ("input_norm", "qkv", "o", "post_norm", "gate_up", "down")
+"""What a layer has that `decoder_layers` takes, in its order: packed matrices, each of one part, and no biases."""
+
+
+def decoder_layers(
+    x: jax.Array,
+    weights: jax.Array,
+    pages: Sequence[jax.Array],
+    cos: jax.Array,
+    sin: jax.Array,
+    page_table: jax.Array,
+    rows: jax.Array,
+    positions: jax.Array,
+    slots: jax.Array,
+    *,
+    offsets: Sequence[int],
+    encodings: Sequence[Packing],
+    heads: int,
+    mlp_width: int,
+    gate: Gate,
+    eps: float,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """All pre-norm layers of a decoder in one call: the bits that their operations give one by one.
+
+    x: (T, D) float32; weights: the region of all layers; pages: of each layer; others as in `attention`
+    offsets: of each of LAYER_WEIGHTS in each layer, in the region; encodings: of each packed one
+    Returns the residual stream (T, D) behind the layers, in the memory of x, and the pages, updated in place.
+    """
+    results = (
+        jax.ShapeDtypeStruct(x.shape, x.dtype),
+        *(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in pages),
+    )
+    arguments = (x, weights, cos, sin, page_table, rows, positions, slots, *pages)
+    first = len(arguments) - len(pages)
+    aliases = {0: 0, **{first + layer: 1 + layer for layer in range(len(pages))}}
+    y, *new_pages = jax.ffi.ffi_call("max_decoder_layers_v1", results, input_output_aliases=aliases)(
+        *arguments,
+        offsets=np.array(offsets, np.int64),
+        encodings=np.array([_ENCODINGS.index(encoding) for encoding in encodings], np.int64),
+        heads=np.int64(heads),
+        mlp_width=np.int64(mlp_width),
+        gate=np.int64(_EPILOGUES[gate]),
+        scale=np.float32(pages[0].shape[4] ** -0.5),
+        epsilon=np.float32(eps),
+    )
+    return y, new_pages
 
 
 def lazy_zeros(like: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..compiler.collectives import all_gather
+from .kernels import Gate
 from .layers import NORMS, PACKED_NORMS, Norms, embed, is_packed, linear, reduced_linear, rms_norm, swiglu
 from .llama_config import Config
 
@@ -22,6 +23,8 @@ Attend = Callable[[jax.Array], jax.Array]
 
 class Block(nnx.Module):
     """One decoder layer, or what one of several devices computes of it."""
+
+    layer_gate: Gate | None = "silu"  # see KernelLayers
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, devices: int = 1):
         d, f = config.hidden_size, config.intermediate_size

@@ -18,6 +18,7 @@ from flax import nnx
 from ..compiler import Graph, Module, TensorType
 from ..compiler.limits import NEW_PAGES, Limits
 from ..compiler.weights import WeightTable
+from .kernel_layers import REGION, KernelLayers
 from .kernels import attention, lazy_zeros, why_no_attention
 from .layers import split_heads
 from .paged_attention import Tiles, make_tiles, paged_attention, write_pages
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 Weights = dict[str, jax.Array]
 _Context = tuple[jax.Array, jax.Array, Tiles | None]
 """What every block needs of the step: cosines, sines, and the tiles of attention without a kernel."""
+_Step = Callable[[Weights, Weights, Weights], tuple[Any, Weights]]
+"""From weights, state and inputs by name to the outputs and the new state."""
 _PAGES = "pages.{}"
 _EMBED_INPUTS = ("tokens", "token_src", "prev_ids", "positions", "rows", "lengths")
 _BLOCK_INPUTS = ("slots", "rows", "positions", "page_table")
@@ -123,6 +126,11 @@ class StepBuilder:
         pages = TensorType(limits.page_format, page_shape(config, limits.num_pages, limits.page_tokens))
         self.state = {_PAGES.format(layer): pages for layer in range(config.num_layers)}
         self._parts: dict[str, Callable[..., Any]] = {}
+        self._layers = (
+            KernelLayers.of(decoder.blocks[0], config.num_layers, config.num_heads, table)  # type: ignore[attr-defined]
+            if self.attends_by_kernel
+            else None
+        )
 
     def add(self, module: Module, tokens: int, rows: int) -> Graph:
         """Adds the step of `tokens` tokens that gives `rows` rows of logits.
@@ -133,11 +141,32 @@ class StepBuilder:
         Output: logits (R, V) float32.
         """
         name, inputs = f"step_t{tokens}_r{rows}", step_inputs(self.limits, tokens, rows)
+        decodes = self.attends_by_kernel and tokens <= self.limits.max_batch
+        step, weights = self._step(tokens, rows), self.weights
+        if decodes and self._layers is not None:
+            step, weights = self._decoding_step(self._layers, tokens, rows), self._layers.weights(self.weights)
+
+        def by_name(weights: Weights, state: Weights, *values: jax.Array) -> tuple[Any, Weights]:
+            return step(weights, state, dict(zip(inputs, values, strict=True)))
+
+        # The steps of decoding are short: 26 calls are a fiftieth of one of 15 ms, and more of those of small models.
+        return Graph(
+            name,
+            by_name,
+            inputs,
+            weights=weights,
+            state=self.state,
+            outputs=("logits",),
+            module=module,
+            is_whole=decodes,
+        )
+
+    def _step(self, tokens: int, rows: int) -> _Step:
+        """A step of parts that other steps have too."""
         embed, block, head = self._embed(tokens), self._block(tokens), self._head(tokens, rows)
         last = self._last(tokens, rows) if tokens >= _LAST_TOKENS and rows < tokens else None
 
-        def step(weights: Weights, state: Weights, *values: jax.Array) -> tuple[jax.Array, Weights]:
-            given = dict(zip(inputs, values, strict=True))
+        def step(weights: Weights, state: Weights, given: Weights) -> tuple[jax.Array, Weights]:
             outer = {name: weights[name] for name in self.outer}
             x, context = embed(outer, {name: given[name] for name in _EMBED_INPUTS})
             block_inputs = {name: given[name] for name in _BLOCK_INPUTS}
@@ -152,17 +181,19 @@ class StepBuilder:
                 x, new_state[pages] = block(*call)
             return head(outer, x, given["logit_rows"]), new_state
 
-        # The steps of decoding are short: 26 calls are a fiftieth of one of 15 ms, and more of those of small models.
-        return Graph(
-            name,
-            step,
-            inputs,
-            weights=self.weights,
-            state=self.state,
-            outputs=("logits",),
-            module=module,
-            is_whole=self.attends_by_kernel and tokens <= self.limits.max_batch,
-        )
+        return step
+
+    def _decoding_step(self, layers: KernelLayers, tokens: int, rows: int) -> _Step:
+        """A step whose layers are one call."""
+        embed, head = self._embed(tokens), self._head(tokens, rows)
+
+        def step(weights: Weights, state: Weights, given: Weights) -> tuple[jax.Array, Weights]:
+            outer = {name: weights[name] for name in self.outer}
+            x, (cos, sin, _) = embed(outer, {name: given[name] for name in _EMBED_INPUTS})
+            x, pages = layers(weights[REGION], list(state.values()), x, cos, sin, given)
+            return head(outer, x, given["logit_rows"]), dict(zip(state, pages, strict=True))
+
+        return step
 
     def add_pages(self, module: Module) -> Graph:
         """Adds the graph that makes the pages, zeros in memory of the device that may be donated."""

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from .. import CapacityError
+from ..compiler.weights import ALIGNMENT
 from ..compiler.xla import numpy_dtype
 
 _log = logging.getLogger(__name__)
 
 HUGE_PAGE_BYTES = 2 << 20
-ALIGNMENT = 4096  # of each tensor: more than the 64 bytes that jax needs to alias a buffer, and what direct reads need
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _ROLLUP = Path("/proc/self/smaps_rollup")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -189,7 +189,7 @@ class Model:
         if len(inputs) != len(spec.inputs):
             names = ", ".join(each.name for each in spec.inputs)
             raise InputError(f"{spec.name} takes {len(spec.inputs)} inputs, not {len(inputs)}", f"They are: {names}.")
-        checked = [_check(value, want, i) for i, (value, want) in enumerate(zip(inputs, spec.inputs, strict=True))]
+        checked = [to_buffer(value, want, i) for i, (value, want) in enumerate(zip(inputs, spec.inputs, strict=True))]
         calls = self._loaded_calls()
         # Nothing but the calls themselves may fail from here on: they take the state with them.
         values = [*self._weights, *self._state.take(spec.state), *checked]
@@ -212,12 +212,14 @@ def _chooser(arguments: tuple[int, ...]) -> Callable[[list[xla.Buffer]], Sequenc
     return lambda values: [values[i] for i in arguments]
 
 
-def _check(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> xla.Buffer:
-    _check_type(value, want, position)
+def to_buffer(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> xla.Buffer:
+    """A value as a graph takes it, a numpy array's memory shared; raises InputError for another type."""
+    check_type(value, want, position)
     return value.array if isinstance(value, Buffer) else xla.put(np.asarray(value, order="C"))
 
 
-def _check_type(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> None:
+def check_type(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> None:
+    """Raises InputError unless a value has the shape and dtype that are wanted."""
     if not isinstance(value, (np.ndarray, Buffer)):
         raise InputError(f"input {want.name} at position {position} is a {type(value).__name__}", "Pass an array.")
     if value.shape != want.shape or str(value.dtype) != want.dtype:
@@ -225,34 +227,3 @@ def _check_type(value: np.ndarray | Buffer, want: TensorSpec, position: int) -> 
         raise InputError(
             f"input {want.name} at position {position} is {have}", f"It must be {TensorType(want.dtype, want.shape)}."
         )
-
-
-Parts = Callable[[str, np.ndarray], Iterable[np.ndarray]]
-"""From a weight's name and the whole of it to what each device has, in their order."""
-
-
-def bind(
-    specs: Sequence[TensorSpec], registry: Mapping[str, np.ndarray], parts: Parts | None = None
-) -> dict[str, xla.Buffer]:
-    """The weights that graphs want, as buffers that share the registry's memory; raises InputError for wrong ones.
-
-    parts: on a mesh, whose graphs are those of one device
-    """
-    wanted = {spec.name: spec for spec in specs}
-    missing = sorted(set(wanted) - set(registry))
-    if missing:
-        raise InputError(f"no weight was given for {', '.join(missing[:8])}", "Pass them in weights_registry by name.")
-
-    def checked(position: int, spec: TensorSpec) -> Iterator[np.ndarray]:
-        assert parts is not None
-        for part in parts(spec.name, registry[spec.name]):
-            _check_type(part, spec, position)
-            yield part
-
-    if parts is None:
-        return {name: _check(registry[name], spec, i) for i, (name, spec) in enumerate(wanted.items())}
-    found = {}
-    for position, (name, spec) in enumerate(wanted.items()):
-        found[name] = xla.put_parts(checked(position, spec))
-        xla.wait([found[name]])  # so that the host holds the parts of one weight at a time
-    return found

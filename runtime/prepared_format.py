@@ -22,7 +22,8 @@ import xxhash
 
 from .. import CacheError
 from ..cache.folder import retrying
-from .arena import ALIGNMENT, Slot, place
+from ..compiler.weights import ALIGNMENT
+from .arena import Slot, place
 
 HEADER_BYTES = 4096
 CHUNK_BYTES = 4 << 20

@@ -23,7 +23,8 @@ from ..compiler import Graph, Module, Target, TensorType, compat, native, xla
 from ..compiler.dump import Dump, dump_folder
 from ..compiler.weights import Weight, WeightTable
 from .ladder import runs_here
-from .model import Executables, GraphSpec, Model, State, TensorSpec, bind
+from .model import Executables, GraphSpec, Model, State, TensorSpec
+from .weight_binding import bind
 
 if TYPE_CHECKING:
     from ..compiler.artifact import Compilation
@@ -81,9 +82,13 @@ class CompiledModels:
 
     @cached_property
     def _weights(self) -> dict[str, Weight]:
+        return {weight.name: weight for weight in self.weight_table.weights}
+
+    @cached_property
+    def weight_table(self) -> WeightTable:
+        """What the weights are made of; empty where the artifact does not say."""
         described = self.artifact.find(mef.WEIGHTS, "")
-        table = WeightTable.from_json(self.artifact.json(mef.WEIGHTS)) if described else WeightTable(())
-        return {weight.name: weight for weight in table.weights}
+        return WeightTable.from_json(self.artifact.json(mef.WEIGHTS)) if described else WeightTable(())
 
     @property
     def devices(self) -> int:
@@ -209,7 +214,10 @@ class InferenceSession:
         xla.start_client()
         specs = {spec.name: spec for graph in compiled.graphs.values() for spec in graph.weights}
         weights = bind(
-            list(specs.values()), weights_registry or {}, compiled.weight_parts if compiled.devices > 1 else None
+            list(specs.values()),
+            weights_registry or {},
+            compiled.weight_table,
+            compiled.weight_parts if compiled.devices > 1 else None,
         )
         executables, state = executables or Executables(compiled.load_executable), state or State()
         return {name: Model(graph, executables, weights, state) for name, graph in compiled.graphs.items()}

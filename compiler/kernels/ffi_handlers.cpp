@@ -2,25 +2,13 @@
 #include <algorithm>
 #include <string>
 
+#include "ffi_arguments.h"
 #include "kernels.h"
 #include "lazy_zeros.h"
-#include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
 using namespace max_kernels;
 
 namespace {
-
-using F32Buffer = ffi::Buffer<ffi::F32>;
-using F32Matrix = ffi::Buffer<ffi::F32, 2>;
-using F32Vector = ffi::Buffer<ffi::F32, 1>;
-using Bytes = ffi::Buffer<ffi::U8>;
-using IndexVector = ffi::Buffer<ffi::S32, 1>;
-using Table = ffi::Buffer<ffi::S32, 2>;
-
-ffi::Error reported(const std::string& problem) {
-  return problem.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(problem);
-}
 
 // x (..., K) and y (..., N) with the same leading dimensions, packed weights (blocks, bytes of a block), and with epilogue 1 a bias (N,).
 template <Encoding kEncoding>
@@ -73,40 +61,21 @@ ffi::Error attention_handler(F32Matrix qkv, ffi::AnyBuffer pages, F32Matrix cos,
                              IndexVector rows, IndexVector positions, IndexVector slots, ffi::RemainingArgs rest,
                              ffi::Result<F32Matrix> out, ffi::Result<ffi::AnyBuffer> new_pages, float scale,
                              float softcap, int64_t window) {
-  const auto dims = pages.dimensions();
-  const int64_t tokens = rows.dimensions()[0];
-  const bool bf16 = pages.element_type() == ffi::BF16;
-  if (dims.size() != 5 || dims[1] != 2) return reported("pages are not (P, 2, K, page_tokens, H)");
-  if (!bf16 && pages.element_type() != ffi::F32) return reported("pages are neither float32 nor bfloat16");
-  if (pages.untyped_data() != new_pages->untyped_data()) return reported("pages are not updated in place");
-  const int64_t kv_heads = dims[2], head_dim = dims[4];
-  const int64_t heads = head_dim > 0 ? out->dimensions()[1] / head_dim : 0;
-  const bool fits = qkv.dimensions()[0] == tokens && qkv.dimensions()[1] == (heads + 2 * kv_heads) * head_dim &&
-                    out->dimensions()[0] == tokens && out->dimensions()[1] == heads * head_dim &&
-                    cos.dimensions()[0] == tokens && sin.dimensions()[0] == tokens &&
-                    cos.dimensions()[1] == sin.dimensions()[1] && positions.dimensions()[0] == tokens &&
-                    slots.dimensions()[0] == tokens;
-  if (!fits) return reported("the arguments of the attention do not fit each other");
   Attention call{};
+  const int64_t width = out->dimensions()[1];
+  if (std::string wrong = describe({pages, cos, sin, page_table, rows, positions, slots}, &call); !wrong.empty()) {
+    return reported(wrong);
+  }
+  if (pages.untyped_data() != new_pages->untyped_data()) return reported("pages are not updated in place");
+  call.num_heads = call.head_dim > 0 ? width / call.head_dim : 0;
+  const int64_t tokens = call.num_tokens, of_qkv = (call.num_heads + 2 * call.num_kv_heads) * call.head_dim;
+  if (qkv.dimensions()[0] != tokens || qkv.dimensions()[1] != of_qkv || out->dimensions()[0] != tokens ||
+      width != call.num_heads * call.head_dim) {
+    return reported("the arguments of the attention do not fit each other");
+  }
   call.qkv = qkv.typed_data();
-  call.cos = cos.typed_data();
-  call.sin = sin.typed_data();
-  call.page_table = page_table.typed_data();
-  call.rows = rows.typed_data();
-  call.positions = positions.typed_data();
-  call.slots = slots.typed_data();
   call.pages = new_pages->untyped_data();
   call.out = out->typed_data();
-  call.num_tokens = tokens;
-  call.num_heads = heads;
-  call.num_kv_heads = kv_heads;
-  call.head_dim = head_dim;
-  call.rotary_dim = 2 * cos.dimensions()[1];
-  call.num_pages = dims[0];
-  call.page_tokens = dims[3];
-  call.max_rows = page_table.dimensions()[0];
-  call.max_pages = page_table.dimensions()[1];
-  call.pages_are_bf16 = bf16;
   call.scale = scale;
   call.softcap = softcap;
   call.window = window;
@@ -114,7 +83,7 @@ ffi::Error attention_handler(F32Matrix qkv, ffi::AnyBuffer pages, F32Matrix cos,
   if (rest.size() == 1) {
     const auto sinks = rest.get<ffi::Buffer<ffi::F32, 1>>(0);
     if (!sinks.has_value()) return sinks.error();
-    if (static_cast<int64_t>(sinks->element_count()) != heads) return reported("there is one sink per query head");
+    if (static_cast<int64_t>(sinks->element_count()) != call.num_heads) return reported("there is one sink per query head");
     call.sinks = sinks->typed_data();
   }
   return reported(attention(call));

@@ -140,6 +140,39 @@ struct RmsNorm {
 };
 std::string rms_norm(const RmsNorm& call);
 
+// A packed matrix: where its panels are, and their bytes.
+struct Matrix {
+  Encoding encoding;
+  const uint8_t* weights;
+  int64_t weight_bytes;
+};
+
+// One layer of a pre-norm decoder without biases.
+struct DecoderLayer {
+  const float* input_norm;  // (D,)
+  Matrix qkv;               // (D, (N + 2 K) H)
+  Matrix o;                 // (N H, D)
+  const float* post_norm;   // (D,)
+  Matrix gate_up;           // (D, 2 F), gated
+  Matrix down;              // (F, D)
+  void* pages;              // as in Attention
+};
+
+// The layers of a decoder one after the other, for steps so short that calling each operation by itself takes a part of
+// the time: the same bits as rms_norm, matmul and attention give.
+struct DecoderLayers {
+  const DecoderLayer* layers;
+  int64_t num_layers;
+  const float* x;       // (T, D) residual stream
+  float* y;             // (T, D), perhaps x itself
+  Attention attention;  // of every layer, but for `qkv`, `pages` and `out`
+  int64_t width;        // D
+  int64_t mlp_width;    // F
+  Epilogue gate;
+  float epsilon;
+};
+std::string decode_layers(const DecoderLayers& call);
+
 // The index of each row's first highest value, or -1 for a row with a NaN. x: (num_rows, num_columns); result: (num_rows,)
 std::string argmax(const float* x, int64_t num_rows, int64_t num_columns, int32_t* result);
 

@@ -168,6 +168,68 @@ void check_attention(int64_t dim, int64_t page_tokens, int64_t window, bool bf16
   expect(!step.run(bf16).empty(), "a page out of range is refused", kernels()->name);
 }
 
+// Two layers with equal weights, in one call and operation by operation.
+void check_decoder(Encoding encoding, int64_t tokens) {
+  const int64_t width = 256, mlp = 256, heads = 4, dim = 64, tokens_of_page = 4;
+  const auto packed = [&](Epilogue epilogue, int64_t inputs, int64_t outputs, int seed) {
+    std::vector<uint8_t> bytes(packed_bytes(encoding, epilogue, inputs, outputs));
+    for (int part = 0; part < (is_gated(epilogue) ? 2 : 1); ++part) {
+      const Floats w = random_floats(inputs * outputs, seed + part);
+      const Columns columns = !is_gated(epilogue) ? Columns::kPlain : part == 0 ? Columns::kGate : Columns::kUp;
+      const std::string problem =
+          pack({encoding, columns, Source::kF32, w.data(), 1, inputs, inputs, outputs, 0, outputs, bytes.data()});
+      expect(problem.empty(), problem.c_str(), kernels()->name);
+    }
+    return bytes;
+  };
+  const auto qkv = packed(Epilogue::kNone, width, 2 * width, 1), o = packed(Epilogue::kNone, width, width, 2);
+  const auto gate_up = packed(Epilogue::kSwiglu, width, mlp, 3), down = packed(Epilogue::kNone, mlp, width, 5);
+  const auto matrix = [&](const std::vector<uint8_t>& bytes) {
+    return Matrix{encoding, bytes.data(), static_cast<int64_t>(bytes.size())};
+  };
+  const Floats norm = random_floats(width, 6), x = random_floats(tokens * width, 7);
+  const Floats cos(tokens * dim / 2, 0.8f), sin(tokens * dim / 2, 0.6f);
+  std::vector<int32_t> table(tokens), rows(tokens), positions(tokens, 0), slots(tokens);
+  for (int32_t t = 0; t < tokens; ++t) {
+    table[t] = rows[t] = t, slots[t] = t * static_cast<int32_t>(tokens_of_page);
+  }
+  Floats pages(2 * tokens * 2 * 2 * tokens_of_page * dim, 0.5f), found(tokens * width, NAN), want = x;
+  const int64_t of_layer = static_cast<int64_t>(pages.size()) / 2;
+  Attention attends{nullptr, cos.data(), sin.data(), table.data(), rows.data(), positions.data(), slots.data(), nullptr,
+                    nullptr, tokens, heads, 2, dim, dim, tokens, tokens_of_page, tokens, 1, false, 0.125f, 0, 0, nullptr};
+  std::vector<DecoderLayer> layers(2, {norm.data(), matrix(qkv), matrix(o), norm.data(), matrix(gate_up), matrix(down),
+                                       pages.data()});
+  layers[1].pages = pages.data() + of_layer;
+  DecoderLayers call{layers.data(), 2, x.data(), found.data(), attends, width, mlp, Epilogue::kSwiglu, 1e-5f};
+  std::string problem = decode_layers(call);
+  Floats h(tokens * width), wide(tokens * 2 * width), out(tokens * width), delta(tokens * width);
+  const auto product = [&](const std::vector<uint8_t>& w, const Floats& in, Floats& y, int64_t outputs, Epilogue epilogue) {
+    problem += matmul({encoding, epilogue, in.data(), w.data(), nullptr, y.data(), tokens, width, outputs,
+                       static_cast<int64_t>(w.size())});
+  };
+  const auto normed = [&] {
+    problem += rms_norm({want.data(), nullptr, norm.data(), nullptr, h.data(), tokens, width, 1e-5f});
+  };
+  const auto add = [&] {
+    for (int64_t i = 0; i < tokens * width; ++i) want[i] += delta[i];
+  };
+  for (int layer = 0; layer < 2; ++layer) {
+    normed();
+    product(qkv, h, wide, 2 * width, Epilogue::kNone);
+    attends.qkv = wide.data(), attends.pages = pages.data() + layer * of_layer, attends.out = out.data();
+    problem += attention(attends);
+    product(o, out, delta, width, Epilogue::kNone);
+    add(), normed();
+    product(gate_up, h, out, mlp, Epilogue::kSwiglu);
+    product(down, out, delta, width, Epilogue::kNone);
+    add();
+  }
+  expect(problem.empty(), problem.c_str(), kernels()->name);
+  expect(found == want, "layers in one call have the bits of their operations", kernels()->name);
+  layers[1].down.weight_bytes -= 1;
+  expect(!decode_layers(call).empty(), "a layer with a matrix of another size is refused", kernels()->name);
+}
+
 void check_argmax() {
   for (int64_t columns : {1, 17, 1500}) {
     Floats x = random_floats(3 * columns, 4);
@@ -309,6 +371,9 @@ int main(int count, char** arguments) {
       check_matmul(encoding, 197, 512, 33);
       check_embedding(encoding, 512, 47);
       check_embedding(encoding, 256, 1);
+    }
+    for (Encoding encoding : {Encoding::kF32, Encoding::kBf16, Encoding::kQ8_0, Encoding::kQ4K}) {
+      for (int64_t tokens : {1, 5}) check_decoder(encoding, tokens);
     }
     check_argmax();
     check_norm();

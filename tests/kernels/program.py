@@ -11,7 +11,7 @@ from pathlib import Path
 
 KERNELS = Path(__file__).parents[2] / "compiler" / "kernels"
 COMPILER = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or ""]
-_SOURCES = [path for path in sorted(KERNELS.glob("*.cpp")) if path.name != "ffi_handlers.cpp"]
+_SOURCES = [path for path in sorted(KERNELS.glob("*.cpp")) if not path.name.startswith("ffi_")]
 _FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-pthread", f"-I{KERNELS}"]
 
 
