@@ -19,7 +19,7 @@ from ..compiler import Graph, Module, TensorType
 from ..compiler.limits import NEW_PAGES, Limits
 from ..compiler.weights import WeightTable
 from .kernel_layers import REGION, KernelLayers
-from .kernels import attention, lazy_zeros, why_no_attention
+from .kernels import argmax, attention, lazy_zeros, why_no_attention
 from .layers import split_heads
 from .paged_attention import Tiles, make_tiles, paged_attention, write_pages
 from .rope import Rope, rope_tables, rotate
@@ -138,7 +138,8 @@ class StepBuilder:
         Inputs, all int32: tokens (T,); token_src (T,), the index in prev_ids (B,), the sampler's last output, of a
         token that is still on the device, or -1; positions (T,); rows (T,), -1 for padding; slots (T,); page_table
         (B, max_pages); lengths (B,) after this step; logit_rows (R,), the tokens whose logits are wanted.
-        Output: logits (R, V) float32.
+        Outputs: logits (R, V) float32; and where the kernels decode, in steps of at most a batch, ids (B,) int32, the
+        likeliest token of each row, or -1, as `sample_greedy` has them.
         """
         name, inputs = f"step_t{tokens}_r{rows}", step_inputs(self.limits, tokens, rows)
         decodes = self.attends_by_kernel and tokens <= self.limits.max_batch
@@ -147,7 +148,8 @@ class StepBuilder:
             step, weights = self._decoding_step(self._layers, tokens, rows), self._layers.weights(self.weights)
 
         def by_name(weights: Weights, state: Weights, *values: jax.Array) -> tuple[Any, Weights]:
-            return step(weights, state, dict(zip(inputs, values, strict=True)))
+            logits, new_state = step(weights, state, dict(zip(inputs, values, strict=True)))
+            return (logits, self._likeliest(logits)) if decodes else logits, new_state
 
         # The steps of decoding are short: 26 calls are a fiftieth of one of 15 ms, and more of those of small models.
         return Graph(
@@ -156,10 +158,14 @@ class StepBuilder:
             inputs,
             weights=weights,
             state=self.state,
-            outputs=("logits",),
+            outputs=("logits", "ids") if decodes else ("logits",),
             module=module,
             is_whole=decodes,
         )
+
+    def _likeliest(self, logits: jax.Array) -> jax.Array:
+        """What `sample_greedy` would give: a call of its own takes longer where steps are short."""
+        return jnp.pad(argmax(logits), (0, self.limits.max_batch - logits.shape[0]))
 
     def _step(self, tokens: int, rows: int) -> _Step:
         """A step of parts that other steps have too."""

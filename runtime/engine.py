@@ -173,10 +173,11 @@ class Engine:
         places = {chunk.sequence: place for place, chunk in enumerate(before.sampled)} if before else {}
         inputs = self._writer.write(chunks, places, before.ids if before else None)
         launched = time.perf_counter()
-        logits = self._models[inputs.graph](*inputs.arrays)[0]
+        logits, *likeliest = self._models[inputs.graph](*inputs.arrays)
         ids = logprobs = None
         if inputs.sampled:
-            ids = self._sampler.sample(logits, [_sampled_row(chunk.sequence) for chunk in inputs.sampled])
+            rows = [_sampled_row(chunk.sequence) for chunk in inputs.sampled]
+            ids = self._sampler.sample(logits, rows, *likeliest)
             if any(chunk.sequence.request.top_logprobs is not None for chunk in inputs.sampled):
                 logprobs = self._sampler.logprobs(logits, ids)
         scores = prompt_scores.score(self._sampler, logits, inputs, self.limits.max_batch)

@@ -121,19 +121,26 @@ class State:
             if spec.name not in self._arrays:
                 self._arrays[spec.name] = xla.put_owned(spec.shape, spec.dtype)
 
-    def take(self, specs: Sequence[TensorSpec]) -> list[xla.Buffer]:
-        """The tensors as arguments that are about to be donated; raises MaxError when a failed call took one along."""
-        self.allocate(specs)
-        found = [(spec.name, self._arrays[spec.name]) for spec in specs]
-        lost = next((name for name, array in found if array is None), None)
-        if lost is not None:
-            raise MaxError(f"the state {lost} was lost in a call that failed", "Load the models anew.")
-        self._arrays.update((name, None) for name, _ in found)
-        return [array for _, array in found]
+    def take(self, specs: Sequence[TensorSpec], names: Sequence[str]) -> list[xla.Buffer]:
+        """The tensors as arguments that are about to be donated; raises MaxError when a failed call took one along.
 
-    def keep(self, specs: Sequence[TensorSpec], arrays: Sequence[xla.Buffer]) -> None:
+        names: those of the specs, which a step would spend a microsecond or two on
+        """
+        arrays = self._arrays
+        try:
+            found = [arrays[name] for name in names]
+        except KeyError:
+            self.allocate(specs)
+            found = [arrays[name] for name in names]
+        for name, array in zip(names, found, strict=True):
+            if array is None:
+                raise MaxError(f"the state {name} was lost in a call that failed", "Load the models anew.")
+        arrays.update(dict.fromkeys(names))
+        return found
+
+    def keep(self, names: Sequence[str], arrays: Sequence[xla.Buffer]) -> None:
         """Takes the tensors' new values, in the same order."""
-        self._arrays.update((spec.name, array) for spec, array in zip(specs, arrays, strict=True))
+        self._arrays.update(zip(names, arrays, strict=True))
 
     def check(self) -> None:
         """Waits for the tensors; raises MaxError when one was lost in a call that failed, or came out of one."""
@@ -149,7 +156,15 @@ class Model:
     def __init__(self, spec: GraphSpec, executables: Executables, weights: Mapping[str, xla.Buffer], state: State):
         self._spec, self._executables, self._state = spec, executables, state
         self._weights = [weights[weight.name] for weight in spec.weights]
-        self._calls: list[tuple[xla.Executable, Callable[[list[xla.Buffer]], Sequence[xla.Buffer]]]] | None = None
+        self._state_names = [each.name for each in spec.state]
+        self._calls: list[tuple[xla.Executable, _Chooser]] | None = None
+        # A plan of one call, which takes what there is in its order, is made without numbers.
+        num_arguments = len(spec.weights) + len(spec.state) + len(spec.inputs)
+        everything = tuple(range(num_arguments + len(spec.outputs) + len(spec.state)))
+        self._is_one_call = (
+            [arguments for _, arguments in spec.calls] == [everything[:num_arguments]]
+            and spec.returns == everything[num_arguments:]
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -172,7 +187,7 @@ class Model:
         """Loads this graph's executables now rather than at the first call."""
         self._loaded_calls()
 
-    def _loaded_calls(self) -> list[tuple[xla.Executable, Callable[[list[xla.Buffer]], Sequence[xla.Buffer]]]]:
+    def _loaded_calls(self) -> list[tuple[xla.Executable, _Chooser]]:
         """The calls in order, each with what chooses its arguments among the values that there are by then."""
         if self._calls is None:
             plan = [(self._executables.load(executable), arguments) for executable, arguments in self._spec.calls]
@@ -189,14 +204,22 @@ class Model:
         if len(inputs) != len(spec.inputs):
             names = ", ".join(each.name for each in spec.inputs)
             raise InputError(f"{spec.name} takes {len(spec.inputs)} inputs, not {len(inputs)}", f"They are: {names}.")
-        checked = [to_buffer(value, want, i) for i, (value, want) in enumerate(zip(inputs, spec.inputs, strict=True))]
-        calls = self._loaded_calls()
+        checked = [
+            value.array
+            if type(value) is Buffer and value.shape == want.shape and value.dtype == want.dtype
+            else to_buffer(value, want, i)
+            for i, (value, want) in enumerate(zip(inputs, spec.inputs, strict=True))
+        ]
+        calls = self._calls or self._loaded_calls()
         # Nothing but the calls themselves may fail from here on: they take the state with them.
-        values = [*self._weights, *self._state.take(spec.state), *checked]
-        for executable, arguments_of in calls:
-            values += executable(arguments_of(values))
-        results = [values[i] for i in spec.returns]
-        self._state.keep(spec.state, results[len(spec.outputs) :])
+        values = [*self._weights, *self._state.take(spec.state, self._state_names), *checked]
+        if self._is_one_call:
+            results = calls[0][0](values)
+        else:
+            for executable, arguments_of in calls:
+                values += executable(arguments_of(values))
+            results = [values[i] for i in spec.returns]
+        self._state.keep(self._state_names, results[len(spec.outputs) :])
         return [Buffer(array, each.dtype, each.shape) for array, each in zip(results, spec.outputs, strict=False)]
 
     __call__ = execute
@@ -205,7 +228,10 @@ class Model:
         return f"Model({self.name!r}, inputs={self.input_metadata}, outputs={self.output_metadata})"
 
 
-def _chooser(arguments: tuple[int, ...]) -> Callable[[list[xla.Buffer]], Sequence[xla.Buffer]]:
+_Chooser = Callable[[list[xla.Buffer]], Sequence[xla.Buffer]]
+
+
+def _chooser(arguments: tuple[int, ...]) -> _Chooser:
     """From a list of values to those of these numbers."""
     if len(arguments) > 1:
         return itemgetter(*arguments)

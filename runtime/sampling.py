@@ -123,14 +123,15 @@ class Sampler:
         self._all_allowed: dict[int, Buffer] = {}
         self._last: Buffer | None = None  # of the full graph
 
-    def sample(self, logits: Buffer, rows: Sequence[SampledRow]) -> Buffer:
+    def sample(self, logits: Buffer, rows: Sequence[SampledRow], likeliest: Buffer | None = None) -> Buffer:
         """The next token of each row, (max_batch,) int32 on the device; -1 where the logits are not finite numbers.
 
-        logits: (R, V) with R >= len(rows)
+        logits:    (R, V) with R >= len(rows)
+        likeliest: what the greedy graph would give, where the step has given it
         """
         count = logits.shape[0]
         if all(row.takes_the_largest for row in rows):
-            return self._models[f"sample_greedy_r{count}"](logits)[0]
+            return likeliest if likeliest is not None else self._models[f"sample_greedy_r{count}"](logits)[0]
         is_written = not self._adjustments.are_none or any(row.has_penalties or row.bias for row in rows)
         if self._last is not None and is_written:
             xla.wait([self._last.array])

@@ -82,6 +82,8 @@ class Scheduler:
             return self._schedule_prompts_first()
         decoding = self._decode(self.limits.token_buckets[-1])
         prompts = self.gate.next_step(len(decoding), len(self.waiting))
+        if not self.waiting and len(decoding) == len(self.running):  # as in most steps
+            return decoding
         return decoding + self._prefill(self._prompt_budget(len(decoding)), decoding, prompts)
 
     def _schedule_prompts_first(self) -> list[Chunk]:
@@ -116,12 +118,14 @@ class Scheduler:
 
     def _make_room(self, sequence: Generation) -> bool:
         """Gives a running sequence a page for its next token, if need be the youngest's; False if it was that."""
-        while self.pages.needed(sequence.pages, sequence.length) > self.pages.free:
+        while needed := self.pages.needed(sequence.pages, sequence.length):
+            if needed <= self.pages.free:
+                self.pages.extend(sequence.pages, sequence.length)
+                break
             youngest = self.running[-1]
             self.preempt(youngest)
             if youngest is sequence:
                 return False
-        self.pages.extend(sequence.pages, sequence.length)
         return True
 
     # --- prompts ---

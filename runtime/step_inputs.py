@@ -7,8 +7,10 @@ copied there.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -55,10 +57,11 @@ class StepWriter:
         places:   where the last token of a sequence that has one in flight stands among them
         """
         sampled = [chunk for chunk in chunks if chunk.samples]
-        scored = [(chunk, position) for chunk in chunks for position in chunk.sequence.scored(chunk.start, chunk.count)]
+        scored = [(chunk, position) for chunk in chunks for position in _scored(chunk)]
         wanted = max(sum(chunk.count for chunk in chunks), len(sampled))
-        tokens = next(bucket for bucket in self._limits.token_buckets if bucket >= wanted)
-        rows = next(rows for rows in self._limits.logit_rows(tokens) if rows >= len(sampled) + len(scored))
+        buckets, num_rows = self._limits.token_buckets, len(sampled) + len(scored)
+        tokens = buckets[bisect_left(buckets, wanted)]
+        rows = next(rows for rows in self._limits.logit_rows(tokens) if rows >= num_rows)
         step = self._by_size.get((tokens, rows))
         if step is None:
             by_token = ("tokens", "token_src", "positions", "rows", "slots")
@@ -67,7 +70,7 @@ class StepWriter:
         self._write_tokens(step, chunks, places)
         self._write_rows(chunks)
         given = {**step.buffers(), **self._common.buffers(), "prev_ids": previous or self._no_ids}
-        return StepInputs(f"step_t{tokens}_r{rows}", [given[name] for name in _ORDER], sampled, scored)
+        return StepInputs(f"step_t{tokens}_r{rows}", list(_IN_ORDER(given)), sampled, scored)
 
     def _write_tokens(self, step: _Arrays, chunks: Sequence[Chunk], places: Mapping[Generation, int] | None) -> None:
         # Lists of Python's numbers: most steps have a token or a few of each sequence, for which numpy takes longer.
@@ -82,7 +85,7 @@ class StepWriter:
         for chunk in chunks:
             sequence, count, end = chunk.sequence, chunk.count, chunk.start + chunk.count
             pages, known = sequence.pages, sequence.tokens[chunk.start : end]
-            scored_rows += [len(ids) + position - chunk.start for position in sequence.scored(chunk.start, count)]
+            scored_rows += [len(ids) + position - chunk.start for position in _scored(chunk)]
             ids += known
             sources += [-1] * len(known)
             if len(known) < count:
@@ -111,8 +114,14 @@ class StepWriter:
             lengths[row] = chunk.start + chunk.count
 
 
+def _scored(chunk: Chunk) -> Sequence[int]:
+    """The positions of a chunk whose logits are wanted, as `Generation.scored` has them."""
+    return chunk.sequence.scored(chunk.start, chunk.count) if chunk.sequence.request.prompt_logprobs else ()
+
+
 _ORDER = ("tokens", "token_src", "prev_ids", "positions", "rows", "slots", "page_table", "lengths", "logit_rows")
 """The inputs of a step, as models/text_graphs.py has them."""
+_IN_ORDER = itemgetter(*_ORDER)
 
 
 class _Arrays:
@@ -131,7 +140,8 @@ class _Arrays:
         """Writes the beginning of an array, and `rest` behind it."""
         array = self.arrays[name]
         array[: len(values)] = values
-        array[len(values) :] = rest
+        if len(values) < len(array):
+            array[len(values) :] = rest
 
     def buffers(self) -> dict[str, Buffer]:
         """The arrays as a call of a graph takes them."""

@@ -134,7 +134,8 @@ def _make_pages(compiled: CompiledModels, limits: Limits, executables: Executabl
     if graph is None:
         state.allocate(specs)
         return
-    state.keep(graph.outputs, [buffer.array for buffer in Model(graph, executables, {}, state)()])
+    names = [each.name for each in graph.outputs]
+    state.keep(names, [buffer.array for buffer in Model(graph, executables, {}, state)()])
 
 
 def _decoding(limits: Limits) -> str:

@@ -31,9 +31,11 @@ def bind(
     if missing:
         raise InputError(f"no weight was given for {', '.join(missing[:8])}", "Pass them in weights_registry by name.")
     if shares is not None:
-        return {
-            name: xla.put_parts(_checked(shares, registry, spec, i)) for i, (name, spec) in enumerate(wanted.items())
-        }
+        found = {}
+        for i, (name, spec) in enumerate(wanted.items()):
+            found[name] = xla.put_parts(_checked(shares, registry, spec, i))
+            xla.wait([found[name]])  # so that the host holds the parts of one weight at a time
+        return found
     for i, member in enumerate(members.values()):
         check_type(registry[member.name], member, i)
     given = {**registry, **{name: _region([registry[each.name] for each in own]) for name, own in regions.items()}}

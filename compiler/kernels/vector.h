@@ -8,6 +8,7 @@
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UnsignedBits __attribute__((vector_size(4 * kLanes)));
 typedef float VecAnywhere __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t BitsAnywhere __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
 
@@ -53,7 +54,7 @@ MAX_INLINE Vec exponential(Vec x) {
 }
 
 // e ** x for x <= 0 within 3e-7 of it, but for -87 and less, which give 1.6e-38: what softmax needs, at half the cost. A
-// minimax polynomial of 2 ** r on [-0.5, 0.5].
+// minimax polynomial of 2 ** r on [-0.5, 0.5]. A greater x, as scores of keys that are not seen may give, wraps around.
 MAX_INLINE Vec exponential_below_one(Vec x) {
   const Vec log2_e = broadcast(1.44269504f), bounded = at_least(x, -87.0f);
   const Vec shifted = multiply_add(bounded, log2_e, broadcast(12582912.0f));
@@ -64,7 +65,7 @@ MAX_INLINE Vec exponential_below_one(Vec x) {
   p = multiply_add(p, r, broadcast(2.40222424e-1f));
   p = multiply_add(p, r, broadcast(6.93147004e-1f));
   p = multiply_add(p, r, broadcast(1.0f));
-  return reinterpret_cast<Vec>(reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23));
+  return reinterpret_cast<Vec>(reinterpret_cast<UnsignedBits>(p) + (reinterpret_cast<UnsignedBits>(shifted) << 23));
 }
 
 // tanh x within 2 ulp: Cephes' tanhf polynomial near 0, and (1 - e) / (1 + e) with e = e ** -2|x| elsewhere.

@@ -77,7 +77,9 @@ def two_steps(found: CompiledModels, weights: dict[str, np.ndarray]) -> list[np.
             "lengths": np.array([at + 1, 0, at + 1], np.int32),
             "logit_rows": np.array([1, 0, 2], np.int32),
         }
-        logits.append(step(*(given[each.name] for each in step.input_metadata))[0].to_numpy()[:2].copy())
+        found_logits, ids = step(*(given[each.name] for each in step.input_metadata))
+        logits.append(found_logits.to_numpy()[:2].copy())
+        np.testing.assert_array_equal(ids.to_numpy()[:2], np.argmax(logits[-1], axis=1))
     return logits
 
 

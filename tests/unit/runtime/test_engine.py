@@ -81,6 +81,19 @@ class SumModels(dict[str, Any]):
         return Buffer(xla.put(ids), "int32", ids.shape)
 
 
+class ModelsThatSample(SumModels):
+    """Steps of decoding give the likeliest tokens themselves."""
+
+    def counting(self, name: str, function: Any) -> Any:
+        call = super().counting(name, function)
+
+        def call_with_ids(*inputs: Any) -> list[Buffer]:
+            (logits,) = call(*inputs)
+            return [logits, self.sample(logits)]
+
+        return call_with_ids if name == "step_t1_r1" else call
+
+
 def engine(limits: Limits = LIMITS) -> Engine:
     models = SumModels(limits)
     return Engine(models, limits, VOCAB, overlap=False)
@@ -255,3 +268,14 @@ def test_a_step_that_computes_a_prompt_reports_the_tokens_of_answers_too():
     report = runner.stats.take_last_step()
     assert report is not None and report.is_prefill
     assert (report.new_tokens, report.input_tokens) == (len(given), 4) == (2, 4)
+
+
+@pytest.mark.parametrize("bias", [{}, {3: 5.0}])
+def test_ids_that_a_step_gives_are_taken_where_nothing_changes_its_logits(bias: dict[int, float]) -> None:
+    models = ModelsThatSample(LIMITS)
+    runner = Engine(models, LIMITS, VOCAB, overlap=False)
+    runner.add(Request("a", [1, 2, 3], SamplingParams(temperature=0, bias=bias), 4))
+    found = [token.id for token in run(runner)["a"]]
+    assert found == ([3] * 4 if bias else continuation([1, 2, 3], 4))
+    decoding = models.called[models.called.index("step_t1_r1") :]
+    assert decoding == (["step_t1_r1", "sample_full_r1"] * 3 if bias else ["step_t1_r1"] * 3)
