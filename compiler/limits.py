@@ -103,18 +103,18 @@ def choose_limits(
     page_bytes:   bytes of one page over all layers
     smallest_step: tokens of the smallest bucket, a power of two
     total_tokens: tokens that the pool must hold; by default what 256 MiB hold, but at least one row of full length
-                  and at most a full batch of such rows. Rounded up to a power of two of pages.
+                  and at most a full batch of such rows. Rounded up to few sizes.
     pool_bytes:   what the pool may fill where no tokens are asked for; at least a row of full length is taken
     """
     row_pages = -(-max_length // page_tokens)
     if total_tokens is None and pool_bytes is not None:
-        pages = max(_few_sizes(min(pool_bytes // page_bytes - 1, _MOST_PAGES)), row_pages)
+        pages = max(_few_sizes(min(pool_bytes // page_bytes - 1, _MOST_PAGES), up=False), row_pages)
     elif total_tokens is None:
         wanted = min(max(_POOL_BYTES // page_bytes, row_pages), row_pages * max_batch)
         # A power of two may overshoot what a full batch can ever use.
         pages = min(_power_of_two(wanted), row_pages * max_batch)
     else:
-        pages = _power_of_two(max(-(-total_tokens // page_tokens), row_pages))
+        pages = _few_sizes(max(-(-total_tokens // page_tokens), row_pages), up=True)
     return Limits(
         max_length,
         max_batch,
@@ -130,10 +130,10 @@ def _power_of_two(least: int) -> int:
     return 1 << max(least - 1, 0).bit_length()
 
 
-def _few_sizes(most: int) -> int:
-    """At most so many, of 16 sizes between each power of two and the next: much the same memory gives the same key."""
-    step = max(most, 1).bit_length() - 5
-    return most >> step << step if step > 0 else most
+def _few_sizes(pages: int, *, up: bool) -> int:
+    """The next of 16 sizes between each power of two and the next: much the same memory gives the same key."""
+    step = 1 << max(pages.bit_length() - 5, 0) if pages > 0 else 1
+    return -(-pages // step) * step if up else pages // step * step
 
 
 def _buckets(smallest: int, largest: int, max_batch: int) -> tuple[int, ...]:

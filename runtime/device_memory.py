@@ -28,23 +28,27 @@ _NEARLY = 0.97  # what drivers report differs a little from the data file
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def memory_budget(target: Target, utilization: float | None) -> int | None:
-    """Bytes of each device that the process may take; None on a CPU without a share, whose pages have a default size.
+def memory_budgets(target: Target, utilization: float | None) -> tuple[int, ...]:
+    """Bytes of each device that the process may take, the first one for preference, the next where that is too little.
+
+    First those of the smallest device of the architecture, so that one artifact serves all, then those of the one in
+    the data file; a device of this host that has less counts instead. Empty on a CPU without a share, whose pages
+    have a default size.
 
     Raises ConfigError for a share of a CPU's memory that is not this host's.
     """
     if target.platform == "cpu":
         if utilization is None:
-            return None
+            return ()
         if not target.is_native:
             raise ConfigError(
                 f"--device-memory-utilization is a share of this host's memory, and {target.name} may be another's",
                 "Give --max-batch-total-tokens: how many tokens the pages hold.",
             )
-        return int(_host_memory() * utilization)
-    known = int(target.figures["device_memory_size"])
-    here = min(attached.memory(target.platform, target.arch), default=known)
-    return int((here if here < _NEARLY * known else known) * (utilization or DEFAULT_UTILIZATION))
+        return (int(_host_memory() * utilization),)
+    here = min(attached.memory(target.platform, target.arch), default=None)
+    counted = [size if here is None or here >= _NEARLY * size else here for size in target.memory_sizes]
+    return tuple(int(size * (utilization or DEFAULT_UTILIZATION)) for size in sorted(set(counted)))
 
 
 def _host_memory() -> int:

@@ -34,7 +34,7 @@ from ..compiler.weights import Element, Packing
 from .checkpoint import Checkpoint
 from .compilation import Compilation
 from .config import BatchConfig, ModelConfig
-from .device_memory import memory_budget
+from .device_memory import memory_budgets
 from .ladder import runs_here
 from .preparation_report import Prepared, PreparedWeights, Report
 from .session import CompiledModels
@@ -163,8 +163,8 @@ class Preparation:
     @property
     def _binding_digest(self) -> str:
         # The key has what becomes of the memory, the number of pages, for which the model's config must be known.
-        memory = memory_budget(self.target, self.batch.device_memory_utilization)
-        budget = {} if memory is None else {"memory": memory}
+        memory = memory_budgets(self.target, self.batch.device_memory_utilization)
+        budget = {"memory": list(memory)} if memory else {}
         return binding_digest(self.checkpoint.identity(), self._common_factors() | budget)
 
     def _common_factors(self) -> dict[str, Any]:

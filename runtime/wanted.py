@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from ..compiler import Target
 from ..compiler.limits import Limits, PageFormat, choose_limits, default_length
 from ..compiler.weights import WeightTable
 from .config import BatchConfig, ModelConfig
-from .device_memory import check_fits, memory_budget, room_for_pages
+from .device_memory import check_fits, memory_budgets, room_for_pages
 
 if TYPE_CHECKING:
     from ..models.table import Config
@@ -45,30 +46,37 @@ def limits_of(
     part = config.part(target.devices)
     page_bytes = sum(group.page_bytes for group in part.cache_groups(page_tokens, page_format))
     max_length = _max_length(config, model, page_tokens, page_bytes)
-    budget = memory_budget(target, batch.device_memory_utilization)
-    room = budget and room_for_pages(
-        budget,
-        target,
-        weights,
-        tokens=batch.max_batch_input_tokens,
-        rows=batch.max_batch_size,
-        vocab_size=config.vocab_size,
-    )
-    limits = choose_limits(
-        max_length=max_length,
-        max_batch=batch.max_batch_size,
-        page_tokens=page_tokens,
-        max_step_tokens=batch.max_batch_input_tokens,
-        page_bytes=page_bytes,
-        total_tokens=batch.max_batch_total_tokens,
-        pool_bytes=room,
-        page_format=page_format,
-        smallest_step=target.smallest_step,
-        lone_rows=target.platform == "cpu",
-    )
-    if room is not None:
-        check_fits(limits, page_bytes, room, target)
-    return limits
+    *smaller, last = memory_budgets(target, batch.device_memory_utilization) or (None,)
+
+    def limits_within(budget: int | None) -> Limits:
+        room = budget and room_for_pages(
+            budget,
+            target,
+            weights,
+            tokens=batch.max_batch_input_tokens,
+            rows=batch.max_batch_size,
+            vocab_size=config.vocab_size,
+        )
+        limits = choose_limits(
+            max_length=max_length,
+            max_batch=batch.max_batch_size,
+            page_tokens=page_tokens,
+            max_step_tokens=batch.max_batch_input_tokens,
+            page_bytes=page_bytes,
+            total_tokens=batch.max_batch_total_tokens,
+            pool_bytes=room,
+            page_format=page_format,
+            smallest_step=target.smallest_step,
+            lone_rows=target.platform == "cpu",
+        )
+        if room is not None:
+            check_fits(limits, page_bytes, room, target)
+        return limits
+
+    for budget in smaller:
+        with suppress(ConfigError):  # the next one has room for more
+            return limits_within(budget)
+    return limits_within(last)
 
 
 def _max_length(config: Config, model: ModelConfig, page_tokens: int, page_bytes: int) -> int:

@@ -39,6 +39,14 @@ def versions(platform: str) -> dict[str, str]:
     return {name: value for name, (value, _) in read(platform).get("versions", {}).items()}
 
 
+def memory_sizes(platform: str, arch: str) -> tuple[int, ...]:
+    """Bytes of memory of the smallest device of an architecture that servers have, and of the one that is described,
+    where they differ."""
+    described = _row(platform, arch)["device_memory_size"]
+    smallest = read(platform).get("least_memory", {}).get(arch, described)
+    return tuple(sorted({smallest[0], described[0]}))
+
+
 def _row(platform: str, arch: str) -> dict[str, list[Any]]:
     """The figures of an architecture and those that all of the platform share, each [value, source]."""
     data = read(platform)

@@ -107,6 +107,12 @@ class Target:
         """What the data files say of the architecture; empty for the CPU of this host."""
         return {} if self.is_native else spec_files.figures(self.platform, self.arch)
 
+    @property
+    def memory_sizes(self) -> tuple[int, ...]:
+        """Bytes of memory of the smallest device of the architecture that servers have, and of the one that `figures`
+        describe, where they differ; not for CPUs."""
+        return spec_files.memory_sizes(self.platform, self.arch)
+
     def spec(self) -> dict[str, Any]:
         """The target's part of the key: all that decides which code is made."""
         if self.platform == "cpu":

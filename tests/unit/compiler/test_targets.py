@@ -101,7 +101,13 @@ def test_every_figure_has_a_source_that_is_described(platform: str) -> None:
     sources = data["sources"]
     assert all(len(text) > 20 for text in sources.values())
     used = set()
-    for table in (data.get("common", {}), data.get("versions", {}), data.get("flags", {}), *data["arch"].values()):
+    for table in (
+        data.get("common", {}),
+        data.get("versions", {}),
+        data.get("flags", {}),
+        data.get("least_memory", {}),
+        *data["arch"].values(),
+    ):
         for name, figure in table.items():
             assert isinstance(figure, list) and len(figure) == 2 and figure[1] in sources, (platform, name)
             used.add(figure[1])
@@ -131,7 +137,7 @@ def test_gpus_have_all_fields_and_plausible_figures(name: str) -> None:
         *(("device_address_bits",) if target.platform == "hip" else ()),
     }
     assert 2e11 < figures["memory_bandwidth"] < 1e13
-    assert 8e9 < figures["device_memory_size"] < 4e11
+    assert 8e9 < target.memory_sizes[0] <= target.memory_sizes[-1] == figures["device_memory_size"] < 4e11
     assert figures["shared_memory_per_block_optin"] <= figures["shared_memory_per_core"]
     assert figures["threads_per_warp"] in (32, 64)
     config = gpu_config(target)

@@ -18,11 +18,11 @@ from max.models.llama_config import Config
 from max.models.rope import Rope
 from max.runtime import device_memory
 from max.runtime.config import BatchConfig, ModelConfig
-from max.runtime.device_memory import bytes_needed, check_host, check_loaded, memory_budget, room_for_pages
+from max.runtime.device_memory import bytes_needed, check_host, check_loaded, memory_budgets, room_for_pages
 from max.runtime.model import TensorSpec
 from max.runtime.wanted import limits_of
 
-H200 = Target.parse("cuda:sm_90")
+HOPPER = Target.parse("cuda:sm_90")
 LLAMA = Config(128256, 4096, 14336, 32, 32, 8, 128, 1e-5, 8192, Rope(128, 500000.0))
 PARAMETERS, PAGE_BYTES = 8_030_261_248, 2 * 2 * 32 * 1024 * 128  # of Llama 3 8B; a page of 128 tokens in bfloat16
 
@@ -32,43 +32,68 @@ def limits(target: Target, config: Config = LLAMA, **batch: Any) -> Limits:
     return limits_of(config, ModelConfig(), BatchConfig(**batch), target, weights, "bfloat16")
 
 
-def test_a_share_of_what_the_data_file_says_or_the_driver_if_that_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = H200.figures["device_memory_size"]
-    assert memory_budget(H200, None) == int(0.9 * memory) and memory_budget(H200, 0.5) == int(0.5 * memory)
-    for here, counted in (((memory - 10**9,), memory), ((memory * 2,), memory), ((memory, 80 * 10**9), 80 * 10**9)):
+def test_a_share_of_what_data_files_say_or_the_driver_if_that_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    h100, h200 = HOPPER.memory_sizes
+    assert memory_budgets(HOPPER, None) == (int(0.9 * h100), int(0.9 * h200))
+    assert memory_budgets(HOPPER, 0.5) == (h100 // 2, h200 // 2)
+    for here, counted in (
+        ((h200 - 10**9,), (h100, h200)),
+        ((h200 * 2,), (h100, h200)),
+        ((h100 + 10**9,), (h100, h100 + 10**9)),
+        ((h200, 40 * 10**9), (40 * 10**9,)),
+    ):
         monkeypatch.setattr(attached, "memory", lambda platform, arch, here=here: here)
-        assert memory_budget(H200, 1.0) == counted
+        assert memory_budgets(HOPPER, 1.0) == counted
+
+
+def test_one_artifact_serves_all_devices_of_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    anywhere = limits(HOPPER)
+    for memory in HOPPER.memory_sizes:
+        monkeypatch.setattr(attached, "memory", lambda platform, arch, memory=memory: (memory,))
+        assert limits(HOPPER) == anywhere
+
+
+def test_what_only_larger_devices_hold_is_counted_for_them() -> None:
+    small, large = HOPPER.memory_sizes
+    weights = 2 * PARAMETERS
+    tokens = int((0.8 * large - weights) / PAGE_BYTES) * 128
+    assert tokens * PAGE_BYTES / 128 > small
+    assert limits(HOPPER, max_batch_total_tokens=tokens).num_pages * 128 >= tokens
+    heavy = replace(LLAMA, num_layers=170)  # 78 GB of weights
+    assert limits(HOPPER, heavy).num_pages * PAGE_BYTES * 170 // 32 > 0.9 * (0.9 * large - 80e9)
 
 
 def test_a_cpu_has_a_share_only_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(device_memory, "_CGROUP_LIMIT", tmp_path / "memory.max")
     cpu, memory = Target.parse("cpu"), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert memory_budget(cpu, None) is None and memory_budget(cpu, 0.25) == memory // 4
+    assert memory_budgets(cpu, None) == () and memory_budgets(cpu, 0.25) == (memory // 4,)
     for text, counted in (("max\n", memory), (f"{1 << 20}\n", 1 << 20), (f"{memory * 2}\n", memory)):
         (tmp_path / "memory.max").write_text(text)
-        assert memory_budget(cpu, 1.0) == counted
+        assert memory_budgets(cpu, 1.0) == (counted,)
     with pytest.raises(ConfigError, match="cpu:x86-64-v3 may be another's"):
-        memory_budget(Target.parse("cpu:x86-64-v3"), 0.5)
+        memory_budgets(Target.parse("cpu:x86-64-v3"), 0.5)
 
 
 def test_pages_fill_what_the_weights_of_8b_leave() -> None:
-    found = limits(H200)
-    left = 0.9 * H200.figures["device_memory_size"] - 2 * PARAMETERS
+    found = limits(HOPPER)
+    left = 0.9 * HOPPER.memory_sizes[0] - 2 * PARAMETERS
     assert 0.9 * left < found.num_pages * PAGE_BYTES < left - (1 << 30)
-    assert limits(H200, device_memory_utilization=0.89).num_pages <= found.num_pages
-    assert limits(H200, device_memory_utilization=0.45).num_pages < 0.5 * found.num_pages
+    assert limits(HOPPER, device_memory_utilization=0.89).num_pages <= found.num_pages
+    assert limits(HOPPER, device_memory_utilization=0.45).num_pages < 0.5 * found.num_pages
 
 
 def test_two_devices_hold_more_than_twice_the_tokens() -> None:
     """Each has half of the weights, and of each page."""
-    one, two = limits(H200), limits(H200.over(2))
+    one, two = limits(HOPPER), limits(HOPPER.over(2))
     assert 2 * one.num_pages < two.num_pages < 2.6 * one.num_pages
 
 
 def test_the_estimate_of_a_step_is_near_what_xla_takes() -> None:
     """61 MB for 512 tokens of the 8B model (docs/adr/0014-the-step-graph-for-gpus.md); 48 since norms have kernels."""
     weights = LLAMA.weights().made_of("bfloat16").by_output()
-    rooms = [room_for_pages(10**11, H200, weights, tokens=tokens, rows=8, vocab_size=128256) for tokens in (512, 1024)]
+    rooms = [
+        room_for_pages(10**11, HOPPER, weights, tokens=tokens, rows=8, vocab_size=128256) for tokens in (512, 1024)
+    ]
     assert 0.9 * 61e6 < rooms[0] - rooms[1] < 1.2 * 61e6
 
 
