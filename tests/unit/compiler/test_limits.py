@@ -39,8 +39,8 @@ def test_a_row_of_full_length_fits_even_where_it_exceeds_the_default():
     assert chosen(page_bytes=64 * MIB).num_pages == 64 + 1
 
 
-@pytest.mark.parametrize(("total_tokens", "pages"), [(1, 64), (1024, 64), (1025, 128), (5000, 512)])
-def test_asked_for_tokens_round_up_to_a_power_of_two_of_pages(total_tokens, pages):
+@pytest.mark.parametrize(("total_tokens", "pages"), [(1, 64), (1024, 64), (1025, 68), (5000, 320)])
+def test_asked_for_tokens_round_up_to_one_of_few_sizes(total_tokens, pages):
     assert chosen(total_tokens=total_tokens).num_pages == pages + 1
 
 
@@ -55,7 +55,7 @@ def test_a_pool_fills_what_there_is_in_one_of_a_few_sizes(pool_mib: float, pages
 
 
 def test_tokens_that_are_asked_for_go_before_the_room_there_is() -> None:
-    assert chosen(total_tokens=1025, pool_bytes=500 * MIB).num_pages == 128 + 1
+    assert chosen(total_tokens=1025, pool_bytes=500 * MIB).num_pages == 68 + 1
 
 
 def test_buckets_are_powers_of_two_that_hold_a_chunk_and_a_decode_batch():
