@@ -10,6 +10,9 @@ READY := .venv/.ready
 generate: $(READY)  ## answer PROMPT with the built-in model
 	@$(BIN)/max generate --prompt "$$PROMPT"
 
+# Whatever the environment says of bytecode: the processes that tests start would each compile all sources anew.
+test unit: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(READY)  ## every test
 	@$(BIN)/pytest
 

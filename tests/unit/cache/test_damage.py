@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from max import CacheError
 from max.cache.binding import Binding
@@ -16,8 +17,8 @@ from max.runtime.arena import Arena
 from max.runtime.prepared import load
 from max.runtime.prepared_format import check_file
 
-FLIPS = 10_000
-TRUNCATIONS = 1_000
+FLIPS = 100 * settings().max_examples
+TRUNCATIONS = FLIPS // 10
 
 
 def assault(good: bytes, read: Callable[[bytes], object]) -> None:

@@ -32,7 +32,7 @@ from max.cache.store import Store
 from max.cache.verdict import Verdict
 from max.runtime.prepared_format import HEADER_BYTES, check_file
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", settings().max_examples * 3 // 2))
 """How many inputs each parser is given."""
 
 json_values = st.recursive(
@@ -42,7 +42,6 @@ json_values = st.recursive(
 )
 fuzz = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 

@@ -252,7 +252,8 @@ def test_a_killed_holder_is_outbid_by_one_of_the_waiters(tmp_path, reaped):
     made, outcomes = [], []
 
     def wait():
-        with single_flight(tmp_path, NAME, lambda: made[0] if made else None) as lease:
+        # Whose beats stay away for a minute is not yet given up: that the process is gone must show at once.
+        with single_flight(tmp_path, NAME, lambda: made[0] if made else None, stale_s=600, limit_s=60) as lease:
             outcomes.append(lease.held)
             if lease.held:
                 time.sleep(0.2)
@@ -266,10 +267,8 @@ def test_a_killed_holder_is_outbid_by_one_of_the_waiters(tmp_path, reaped):
     holder.send_signal(signal.SIGKILL)
     if reaped:
         holder.wait()
-    started = time.monotonic()
     for waiter in waiters:
         waiter.join()
-    assert time.monotonic() - started < 10
     assert sorted(outcomes) == [False] * 5 + [True]
     assert lease_files(tmp_path) == []
     holder.wait()

@@ -144,7 +144,7 @@ def test_truncation_after_opening_is_an_error(tmp_path):
         [opened.read(section) for section in opened.sections()]
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(st.binary(max_size=200), st.integers(0, 120))
 def test_random_header_bytes_never_surprise(noise, place):
     good = bytearray(make_mef())

@@ -23,6 +23,7 @@ if KERNELS is None:
 assert KERNELS is not None
 LIB: Library = KERNELS
 SUPPORTED = [isa for isa in ISAS if LIB.supports(isa)]
+NEWEST = SUPPORTED[-1:]
 
 
 @pytest.fixture(params=SUPPORTED)
@@ -196,6 +197,8 @@ SHAPES = {
 DTYPES = [np.float32, ml_dtypes.bfloat16]
 
 
+@pytest.mark.quick(isa=NEWEST)
+@pytest.mark.quick(shape=["gqa"], mix=["mixed"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mix", MIXES)
@@ -218,6 +221,8 @@ def varied(step: Step, window: int = 0, softcap: float = 0.0, sinks: float | Non
     return replace(step, window=window, softcap=softcap, sinks=drawn)
 
 
+@pytest.mark.quick(isa=NEWEST, shape=["gqa", "odd"])
+@pytest.mark.quick(shape=["gqa"], variant=["all"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ["gqa", "odd", "many queries"])
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -228,6 +233,7 @@ def test_variants_of_attention_are_those_of_float64(isa: str, variant: str, shap
 LONG = [(1400, 1), (500, 30), (0, 3), (1023, 1), (700, 1)]
 
 
+@pytest.mark.quick(isa=NEWEST)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", [{}, VARIANTS["all"], {"window": 600}])
 def test_long_rows_are_split_over_threads_without_a_change(isa: str, variant, dtype: type) -> None:
@@ -253,7 +259,7 @@ def test_pages_in_front_of_the_window_are_not_looked_at(isa: str) -> None:
     np.testing.assert_array_equal(out, want)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=settings().max_examples // 4, derandomize=True)
 @given(
     isa=st.sampled_from(SUPPORTED),
     lengths=st.lists(st.tuples(st.integers(0, 150), st.integers(1, 40)), min_size=1, max_size=5),
@@ -273,6 +279,8 @@ def test_attention_of_any_shape(isa: str, lengths, group, kv_heads, half_dim, pa
         LIB.select("")
 
 
+@pytest.mark.quick(isa=NEWEST, variant=["none"])
+@pytest.mark.quick(shape=["gqa"], variant=["all"])
 @pytest.mark.parametrize("variant", ["none", "all"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)

@@ -26,7 +26,11 @@ TYPES = {name: gguf.GGMLQuantizationType[name.upper()] for name in ENCODINGS}
 GATED: tuple[Epilogue, ...] = ("swiglu", "geglu_tanh", "geglu_erf")
 
 
-@pytest.fixture(params=[isa for isa in ISAS if LIB.supports(isa)])
+SUPPORTED = [isa for isa in ISAS if LIB.supports(isa)]
+NEWEST = SUPPORTED[-1:]
+
+
+@pytest.fixture(params=SUPPORTED)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     LIB.select(request.param)
     yield request.param
@@ -97,6 +101,8 @@ SHAPES = [
 ]
 
 
+@pytest.mark.quick(isa=NEWEST)
+@pytest.mark.quick(rows=[13])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 def test_a_matmul_is_that_of_the_dequantized_weights(isa: str, encoding, rows: int, inputs: int, outputs: int) -> None:
@@ -171,6 +177,7 @@ def test_every_row_that_is_looked_up_is_that_of_the_gguf_package(encoding: Quant
     np.testing.assert_array_equal(rows, gguf.dequantize(blocks, TYPES[encoding])[ids])
 
 
+@pytest.mark.quick(isa=NEWEST)
 @pytest.mark.parametrize("encoding", ["q8_0", "q4_0"])
 def test_every_finite_scale_is_read_exactly(isa: str, encoding: QuantizedEncoding) -> None:
     bits = np.arange(2**16, dtype=np.uint16)

@@ -26,6 +26,7 @@ GATED: tuple[Epilogue, ...] = ("swiglu", "geglu_tanh", "geglu_erf")
 EPILOGUES: tuple[Epilogue, ...] = get_args(Epilogue)
 KERNELS = library()
 SUPPORTED = [isa for isa in ISAS if KERNELS is not None and KERNELS.supports(isa)]
+NEWEST = SUPPORTED[-1:]
 
 if KERNELS is None:
     pytest.skip("the package was installed without a C++ compiler", allow_module_level=True)
@@ -98,6 +99,8 @@ def check(isa: str, encoding: Encoding, epilogue: Epilogue, rows: int, inputs: i
     assert np.all(np.abs(y - want) <= error)
 
 
+@pytest.mark.quick(isa=NEWEST)
+@pytest.mark.quick(rows=[13])
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_a_matmul_is_that_of_float64(isa: str, encoding: Encoding, epilogue: Epi
     check(isa, encoding, epilogue, rows, inputs, outputs)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=settings().max_examples * 3 // 5, derandomize=True)
 @given(
     isa=st.sampled_from(SUPPORTED),
     encoding=st.sampled_from(ENCODINGS),
@@ -145,6 +148,8 @@ def test_no_rows_and_no_inputs(isa: str, encoding: Encoding) -> None:
     assert not y.any()
 
 
+@pytest.mark.quick(isa=NEWEST, inputs=[77])
+@pytest.mark.quick(epilogue=["none"], inputs=[77])
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("inputs", [77, 512])
@@ -213,6 +218,8 @@ def test_rounding_to_bfloat16_is_that_of_ml_dtypes() -> None:
     )
 
 
+@pytest.mark.quick(isa=NEWEST)
+@pytest.mark.quick(columns=[17, 1025])
 @pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 1023, 1024, 1025, 5000])
 def test_argmax_is_that_of_numpy_and_minus_one_in_rows_with_a_nan(isa: str, columns: int) -> None:
     rng = np.random.default_rng(columns)

@@ -41,6 +41,7 @@ def test_the_machine_is_this_one() -> None:
     json.dumps(machine)
 
 
+@pytest.mark.quick(level=["x86-64"])
 @pytest.mark.parametrize("level", ["x86-64", "x86-64-v2", "x86-64-v3"])
 def test_code_for_a_level_computes_what_native_code_does(level: str, tmp_path: Path) -> None:
     target = Target.parse(f"cpu:{level}")
@@ -55,6 +56,7 @@ def test_code_for_a_level_computes_what_native_code_does(level: str, tmp_path: P
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs a disassembler")
+@pytest.mark.quick(level=["x86-64-v3"])
 @pytest.mark.parametrize(
     ("level", "has", "lacks"),
     [

@@ -38,6 +38,7 @@ def same_bits(actual: Any, expected: Any) -> None:
 # --- rope_kv_write -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(heads=[6])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "page_tokens", "tokens"), [(4, 2, 8, 4, 5), (6, 1, 32, 16, 9), (3, 3, 24, 2, 8)]
@@ -196,6 +197,8 @@ LONG = [(1, 0, 50), (0, 40, 1), (2, 3, 21)]
 SINKS = jnp.asarray(np.random.default_rng(0).normal(size=4), jnp.float32)
 
 
+@pytest.mark.quick(dtype=["bfloat16"], counts=[MIXED])
+@pytest.mark.quick(dtype=["float32"], head_dim=[16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "page_tokens"),
@@ -209,6 +212,7 @@ def test_paged_attention(
     check_attention(step, heads, kv_heads, head_dim, page_tokens, dtype)
 
 
+@pytest.mark.quick(counts=[MIXED])
 @pytest.mark.parametrize(
     "variant",
     [
@@ -260,6 +264,7 @@ def test_attention_reads_pages_behind_two_to_the_31_elements() -> None:
 # --- norms ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(width=[1, 1000])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("width", [1, 24, 512, 1000])
 def test_norms(dtype: str, width: int) -> None:

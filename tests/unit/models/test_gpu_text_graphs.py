@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from max.compiler import Module
+from max.compiler import Graph, Module
 from max.compiler.limits import Limits
 from max.compiler.weights import Element
 from max.models import llama
@@ -21,37 +23,57 @@ CONFIG = Config(64, 64, 96, 2, 4, 2, 16, 1e-5, 64, Rope(16, 10000.0), attention_
 TOKENS, PAGE = 8, 4
 
 
-@pytest.mark.parametrize(("element", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-2)])
-def test_it_gives_the_logits_of_the_plain_graph(element: Element, tolerance: float) -> None:
-    limits = Limits(16, 3, PAGE, 12, (TOKENS,), element)
-    plain, turned = CONFIG.weights().made_of("float32"), CONFIG.weights().made_of(element).by_output()
+@pytest.fixture(scope="module")
+def values() -> dict[str, np.ndarray]:
+    """The weights, in float32 and as the plain graph takes them."""
     rng = np.random.default_rng(0)
-    values = {weight.name: _random(rng, weight.shape) for weight in plain.weights}
-    given_as = {
+    return {weight.name: _random(rng, weight.shape) for weight in CONFIG.weights().made_of("float32").weights}
+
+
+@pytest.fixture(scope="module")
+def wanted(values: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The logits of the plain graph in float32."""
+    limits, table = _limits("float32"), CONFIG.weights().made_of("float32")
+    graph = StepBuilder(_decoder(), CONFIG, limits, table).add(Module("plain"), TOKENS, 2)
+    return _logits(graph, values, limits)
+
+
+@pytest.mark.quick(element=["float32"])
+@pytest.mark.parametrize(("element", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_it_gives_the_logits_of_the_plain_graph(
+    element: Element, tolerance: float, values: dict[str, np.ndarray], wanted: list[np.ndarray]
+) -> None:
+    limits, table = _limits(element), CONFIG.weights().made_of(element).by_output()
+    weights = {
         each.name: jnp.asarray(values[each.name].T if each.by_output else values[each.name], element)
-        for each in turned.weights
+        for each in table.weights
     }
-    decoder = nnx.eval_shape(lambda: llama.Llama(CONFIG, rngs=nnx.Rngs(0)))
-    wanted = StepBuilder(decoder, CONFIG, _with_format(limits, "float32"), plain).add(Module("plain"), TOKENS, 2)
-    found = GpuStepBuilder(decoder, CONFIG, limits, turned).add(Module("gpu"), TOKENS, 2)
-    results = []
-    for graph, weights in ((wanted, values), (found, given_as)):
-        state = {name: jnp.zeros(type.shape, type.dtype) for name, type in graph.state.items()}
-        step = jax.jit(graph.forward, compiler_options={"xla_backend_optimization_level": "0"})
-        for given in _steps(limits):
-            logits, state = step(weights, state, *(given[name] for name in graph.inputs))
-            results.append(np.asarray(logits, np.float32))
-    half = len(results) // 2
-    for want, have in zip(results[:half], results[half:], strict=True):
+    graph = GpuStepBuilder(_decoder(), CONFIG, limits, table).add(Module("gpu"), TOKENS, 2)
+    for want, have in zip(wanted, _logits(graph, weights, limits), strict=True):
         assert np.abs(want - have).max() <= tolerance * want.std()
+
+
+def _limits(page_format: Element) -> Limits:
+    return Limits(16, 3, PAGE, 12, (TOKENS,), page_format)
+
+
+def _decoder() -> llama.Llama:
+    return nnx.eval_shape(lambda: llama.Llama(CONFIG, rngs=nnx.Rngs(0)))
+
+
+def _logits(graph: Graph, weights: Any, limits: Limits) -> list[np.ndarray]:
+    """What each step gives, the second with the state that the first has left."""
+    state = {name: jnp.zeros(type.shape, type.dtype) for name, type in graph.state.items()}
+    step = jax.jit(graph.forward, compiler_options={"xla_backend_optimization_level": "0"})
+    results = []
+    for given in _steps(limits):
+        logits, state = step(weights, state, *(given[name] for name in graph.inputs))
+        results.append(np.asarray(logits, np.float32))
+    return results
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return (0.3 * rng.standard_normal(shape)).astype(np.float32) + (len(shape) == 1)
-
-
-def _with_format(limits: Limits, page_format: Element) -> Limits:
-    return Limits(**{**limits.to_json(), "token_buckets": limits.token_buckets, "page_format": page_format})
 
 
 def _steps(limits: Limits) -> list[dict[str, np.ndarray]]:

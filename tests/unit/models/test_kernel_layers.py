@@ -83,6 +83,7 @@ def two_steps(found: CompiledModels, weights: dict[str, np.ndarray]) -> list[np.
     return logits
 
 
+@pytest.mark.quick(packing=["bfloat16", "q8_0"])
 @pytest.mark.parametrize("packing", ["float32", "bfloat16", "q8_0", "q4_k"])
 def test_logits_have_the_bits_of_operations_one_by_one(
     checkpoint: Checkpoint, packing: Packing, monkeypatch: pytest.MonkeyPatch

@@ -88,13 +88,13 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 def test_threefry_known_answers(key, counter, wanted):
     """Random123 1.14, tests/kat_vectors, threefry2x32 with 20 rounds."""
     words = [jnp.full(2, word, jnp.uint32) for word in (*key, *counter)]
-    first, second = threefry2x32(*words)
+    first, second = quick_jit(threefry2x32)(*words)
     assert (first.tolist(), second.tolist()) == ([wanted[0]] * 2, [wanted[1]] * 2)
 
 
 def test_uniform_numbers_are_in_range_and_flat():
     seeds = np.tile(np.array([[1, 2]], np.uint32), (20_000, 1))
-    numbers = np.asarray(uniform(jnp.asarray(seeds), jnp.arange(20_000, dtype=jnp.int32)))
+    numbers = np.asarray(quick_jit(uniform)(jnp.asarray(seeds), jnp.arange(20_000, dtype=jnp.int32)))
     assert numbers.min() >= 0
     assert numbers.max() < 1
     counts = np.histogram(numbers, bins=50, range=(0, 1))[0]
@@ -102,6 +102,7 @@ def test_uniform_numbers_are_in_range_and_flat():
 
 
 @draws
+@pytest.mark.quick(width=[300])
 @pytest.mark.parametrize("width", [1, 100, 128, 300])
 def test_greedy_is_argmax_for_any_width(width):
     logits = normal(width, 5, width)
@@ -114,6 +115,7 @@ def test_greedy_is_argmax_for_any_width(width):
 
 
 @draws
+@pytest.mark.quick(width=[300])
 @pytest.mark.parametrize("width", [3, 300])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_rows_without_a_finite_highest_value_give_no_token_and_spoil_no_other(width, value):
@@ -135,9 +137,9 @@ def test_rows_without_a_finite_highest_value_give_no_token_and_spoil_no_other(wi
 
 @draws
 def test_a_nan_of_a_token_that_may_not_come_is_nobodys_business():
-    logits = normal(4, 2, 100)
+    logits = normal(4, 2, 300)
     whole = draw(logits)
-    banned = next(token for token in range(100) if token not in whole)
+    banned = next(token for token in range(300) if token not in whole)
     logits[:, banned] = np.nan
     np.testing.assert_array_equal(draw(logits), [-1, -1])
     for temperature in (0.0, 1.0):

@@ -201,7 +201,7 @@ class Mix(RuleBasedStateMachine):
         assert not self.requests
 
 
-Mix.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+Mix.TestCase.settings = settings(max_examples=settings().max_examples, stateful_step_count=25)
 TestMix = Mix.TestCase
 
 
@@ -221,7 +221,7 @@ def collect(engine: Engine) -> dict[str, list[int]]:
     page_tokens=st.sampled_from([1, 2, 4]),
     rows=st.integers(1, 4),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings().max_examples // 6)
 def test_requests_that_begin_alike_get_what_they_get_alone(policy, overlap, requests, page_tokens, rows):
     """requests: which of four beginnings, how much of it, new tokens."""
     limits = small(page_tokens=page_tokens, num_pages=1 + 2 * 16 // page_tokens, max_batch=rows)
@@ -285,7 +285,7 @@ def test_a_request_with_penalties_waits_for_its_own_last_token(overlap):
     rows=st.integers(1, 4),
     num_pages=st.integers(5, 12),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings().max_examples // 6)
 def test_every_token_of_a_scored_prompt_has_its_logits(policy, overlap, requests, rows, num_pages):
     """The logit is 1 where the token is the one that follows, and 0 elsewhere, whatever gave way or was cached."""
     engine, _ = make(small(num_pages=num_pages, max_batch=rows), policy, overlap)

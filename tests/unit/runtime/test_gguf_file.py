@@ -161,7 +161,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return written(tmp_path_factory.mktemp("valid") / "m.gguf").read_bytes()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_gives_a_header_of_the_file_s_own_bytes_or_an_error(
     tmp_path: Path, valid: bytes, data: st.DataObject

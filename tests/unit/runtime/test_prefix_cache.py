@@ -162,5 +162,5 @@ class Requests(RuleBasedStateMachine):
         assert self.pages.idle <= len(self.cache) <= 6
 
 
-Requests.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Requests.TestCase.settings = settings(max_examples=settings().max_examples * 3 // 5, stateful_step_count=40)
 TestRequests = Requests.TestCase

@@ -228,7 +228,7 @@ def loading_fails(path: Path, content: bytes, match: str | None = None, **option
     assert caught.value.message.startswith(str(path)) and caught.value.hint
 
 
-FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FUZZ

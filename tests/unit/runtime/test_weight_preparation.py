@@ -177,6 +177,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, aren
 
 
 @needs_kernels
+@pytest.mark.quick(packing=["q8_0"])
 @pytest.mark.parametrize("packing", ["float32", "q8_0"])
 def test_preparing_streams_the_checkpoint(tmp_path: Path, packing: Packing) -> None:
     """168 MB of float32: beside the arena there are a few parts of it in memory, never the whole."""

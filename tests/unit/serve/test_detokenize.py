@@ -133,21 +133,21 @@ def streamed(tokenizer: Tokenizer, ids: list[int], skip_special_tokens: bool = T
     return [*(stream.push(token_id) for token_id in ids), stream.flush()]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=settings().max_examples * 4 // 5)
 @given(data=st.data(), skip=st.booleans())
 def test_pieces_join_to_the_one_shot_text_of_random_ids(tokenizer: Tokenizer, data: st.DataObject, skip: bool) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=24))
     assert "".join(streamed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings().max_examples * 3 // 5)
 @given(text=st.text(max_size=40) | st.sampled_from(CORPUS))
 def test_pieces_join_to_the_one_shot_text_of_encoded_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=settings().max_examples // 8)
 @given(corpus=st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=6), data=st.data())
 def test_pieces_join_for_byte_level_tokenizers_of_any_corpus(corpus: list[str], data: st.DataObject) -> None:
     tokenizer = Tokenizer(trained_bpe(corpus, vocab_size=300))

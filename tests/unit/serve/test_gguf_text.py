@@ -44,7 +44,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return TextSide.load(folder), TextSide.load(work / "m.gguf")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=5 * settings().max_examples)
 @given(text=st.text() | st.text("abcdefgh 0123.,'<|>\n") | st.sampled_from(["<|end|> a", "<|im_end|>x<|im_start|>"]))
 def test_text_becomes_the_same_tokens(pair: tuple[TextSide, TextSide], text: str) -> None:
     ours, theirs = pair[1].tokenizer, pair[0].tokenizer
@@ -148,7 +148,7 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (work / "m.gguf").read_bytes()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3),
     cut=st.none() | st.floats(0, 1, exclude_max=True),

@@ -102,7 +102,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=settings().max_examples * 5 // 2)
 @given(text=TEXT)
 def test_byte_level_tokenizers_come_back_as_they_were(pair: tuple[Backend, Tokenizer], text: str) -> None:
     original, ours = pair
@@ -157,7 +157,7 @@ def sentence_piece(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer,
     return Tokenizer.load(write(file, ggml__model="llama", **lists)), tokens, scores
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(text=TEXT.filter(lambda text: text and "<" not in text))
 def test_pieces_are_joined_by_score(sentence_piece: tuple[Tokenizer, list[str], list[float]], text: str) -> None:
     ours, tokens, scores = sentence_piece

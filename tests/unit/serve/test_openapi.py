@@ -118,6 +118,7 @@ RULED: dict[str, dict[str, list[Any]]] = {
 }
 
 
+@pytest.mark.quick(leaves_out=[True])
 @pytest.mark.parametrize("path", RULED)
 @pytest.mark.parametrize("leaves_out", [False, True], ids=["null", "absent"])
 async def test_rules_between_fields_are_told_as_they_are_checked(
