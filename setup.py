@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from setuptools.command.build_py import build_py
 
 KERNELS = Path("compiler/kernels")
 # Contraction of a * b + c is the compiler's choice in each place, and rows must not depend on that.
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-g0", "-pthread"]
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0", "-pthread"]
 
 
 def xla_headers() -> str:
@@ -29,22 +30,26 @@ def xla_headers() -> str:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that will be used, if there is one."""
-    named = shlex.split(os.environ.get("CXX", ""))
-    return shutil.which(named[0]) if named else shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    """The command of the C++ compiler that is there: of CXX, or else the one that built this Python, or else any."""
+    named = os.environ.get("CXX")
+    commands = [named] if named else [sysconfig.get_config_var("CXX") or "", "c++", "g++", "clang++"]
+    return next((command for command in commands if command and shutil.which(shlex.split(command)[0])), None)
 
 
 class BuildKernels(build_ext):
     """Leaves the kernels out, loudly, where no compiler is; an error of the compiler fails the install."""
 
     def run(self) -> None:
-        if compiler() is None:
+        found = compiler()
+        if found is None:
             print(
                 "warning: no C++ compiler found, so the CPU kernels are left out and models run several times slower.\n"
-                "Install g++ or clang++ (Debian: apt install g++), then install this package again.",
+                "Install g++ or clang++ (Debian: apt install g++), or name yours in CXX, and install this again.",
                 file=sys.stderr,
             )
             self.extensions = []
+        else:
+            os.environ["CXX"] = found  # setuptools would take the one that built this Python, which may not be here
         super().run()
 
     def build_extensions(self) -> None:

@@ -17,8 +17,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from max.compiler.native import HANDLERS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="the kernels are built where a C++ compiler is")
 FOLDERS = {"bench", "cache", "cli", "compiler", "models", "runtime", "serve"}
 
 
@@ -84,9 +87,69 @@ def test_the_wheel_holds_types_the_built_in_model_and_the_licence(wheel: zipfile
     assert sum(entry.compress_size for entry in wheel.infolist()) < 20e6
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="the kernels are built where a C++ compiler is")
+@needs_compiler
 def test_the_wheel_holds_the_kernels(wheel: zipfile.ZipFile) -> None:
     assert [name for name in wheel.namelist() if re.fullmatch(r"max/compiler/_kernels\.cpython-.*\.so", name)]
+
+
+@needs_compiler
+def test_the_kernels_show_their_calls_and_no_name_of_their_insides(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Other names might be taken from, or by, another library of the process that has them too."""
+    kernels = wheel.extract(next(name for name in wheel.namelist() if name.endswith(".so")), tmp_path)
+    listed = _run(["nm", "--dynamic", "--defined-only", "--format=posix", kernels], tmp_path).splitlines()
+    names = {line.split()[0] for line in listed}
+    ours = {name for name in names if not re.match("_Z.*St", name)}  # those of C++ itself are everybody's
+    assert set(HANDLERS) < ours
+    assert all(re.fullmatch(r"max_kernels_\w+", name) for name in ours - set(HANDLERS)), ours - set(HANDLERS)
+
+
+@pytest.fixture(scope="module")
+def one_source(sdist: Path) -> Path:
+    """The sources with the shortest of the kernels' files alone."""
+    with tarfile.open(sdist) as packed:
+        packed.extractall(sdist.parent / "one", filter="data")
+    folder = next((sdist.parent / "one").iterdir())
+    for path in (folder / "compiler" / "kernels").glob("*.cpp"):
+        if path.name != "lazy_zeros.cpp":
+            path.unlink()
+    return folder
+
+
+def _build_kernels(source: Path, into: Path, *compilers: str, **environ: str) -> tuple[int, str, bool]:
+    """Compiles as an install does where there are `compilers`: (exit status, output, whether a library is there)."""
+    programs = into / "bin"
+    programs.mkdir()
+    for name, of in (*((name, "c++") for name in compilers), ("as", "as"), ("ld", "ld")):
+        (programs / name).symlink_to(shutil.which(of) or "")
+    folders = ["--build-lib", str(into / "lib"), "--build-temp", str(into / "objects")]
+    command = [sys.executable, "setup.py", "build_ext", *folders]
+    done = subprocess.run(
+        command, cwd=source, env={"PATH": str(programs), **environ}, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr, any(into.glob("lib/max/compiler/_kernels.*"))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("compilers", "named", "built"),
+    [((), {}, False), (("g++",), {}, True), (("clang++",), {}, True), (("c++",), {"CXX": "icpx"}, False),
+     (("mine",), {"CXX": "mine"}, True)],
+    ids=["none", "g++", "clang++", "absent", "named"],
+)  # fmt: skip
+def test_any_compiler_will_do_and_none_leaves_the_kernels_out(
+    one_source: Path, tmp_path: Path, compilers: tuple[str, ...], named: dict[str, str], built: bool
+) -> None:
+    code, output, found = _build_kernels(one_source, tmp_path, *compilers, **named)
+    assert (code, found) == (0, built), output
+    assert ("Install g++ or clang++" in output) is not built
+
+
+@needs_compiler
+def test_an_error_of_the_compiler_fails_the_install(one_source: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(one_source, tmp_path / "source")
+    (source / "compiler" / "kernels" / "lazy_zeros.cpp").write_text("#error broken\n")
+    code, output, found = _build_kernels(source, tmp_path, "g++")
+    assert code != 0 and "broken" in output and not found
 
 
 def test_the_sdist_holds_what_the_kernels_are_compiled_from(sdist: Path) -> None:

@@ -17,6 +17,7 @@ const char* reported(std::string problem) {
 
 }  // namespace
 
+#pragma GCC visibility push(default)  // the library hides everything else
 extern "C" {
 
 // Changes with the packed layouts and with the arguments of these functions.
@@ -62,3 +63,4 @@ uint32_t max_kernels_read(const void* memory, int64_t bytes) {
 
 const char* max_kernels_attention(const Attention* call) { return reported(attention(*call)); }
 }
+#pragma GCC visibility pop

@@ -124,4 +124,6 @@ auto decoder_binding() {
 
 }  // namespace
 
+#pragma GCC visibility push(default)  // the library hides everything else
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_decoder_layers_v1, decoder_handler, decoder_binding());
+#pragma GCC visibility pop

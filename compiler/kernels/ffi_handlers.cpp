@@ -222,6 +222,7 @@ auto attention_binding() {
 
 }  // namespace
 
+#pragma GCC visibility push(default)  // the library hides everything else
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_f32_v2, matmul_handler<Encoding::kF32>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_bf16_v2, matmul_handler<Encoding::kBf16>, matmul_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_matmul_q8_0_v2, matmul_handler<Encoding::kQ8_0>, matmul_binding());
@@ -236,3 +237,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(max_argmax_v2, argmax_handler, ffi::Ffi::Bind().Ar
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_logprobs_v2, logprobs_handler, logprobs_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_sample_v2, sample_handler, sample_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_lazy_zeros_v1, lazy_zeros_handler, ffi::Ffi::Bind().RemainingRets());
+#pragma GCC visibility pop

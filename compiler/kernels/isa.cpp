@@ -4,8 +4,20 @@
 #include <atomic>
 #include <cstdlib>
 
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
+#include <cpuid.h>
+#endif
+
 namespace max_kernels {
 namespace {
+
+#if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
+// The feature has no name for __builtin_cpu_supports in clang 14.
+bool supports_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
 
 struct Choice {
   const Kernels* kernels;
@@ -19,8 +31,7 @@ int choices(Choice (&found)[kMaxChoices]) {
   found[count++] = {&kBaselineKernels, true};
 #if defined(__x86_64__) && !defined(MAX_KERNELS_PORTABLE)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   found[count++] = {&kAvx2Kernels, avx2};

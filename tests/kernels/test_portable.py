@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from .program import COMPILER, assert_it_passes, build
+from .program import COMPILER, KERNELS, assert_it_passes, build
 
 # Sanitizers, and intrinsics of some instruction sets, make the compiler warn of its own headers.
 STRICT = ("-Wall", "-Wextra", "-Werror")
 CROSS = shutil.which("aarch64-linux-gnu-g++")
+EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
 
 @pytest.mark.slow
@@ -20,8 +23,34 @@ def test_the_portable_kernels_pass_by_themselves(tmp_path: Path) -> None:
     assert_it_passes(build(tmp_path, "-DMAX_KERNELS_PORTABLE", *STRICT))
 
 
+@pytest.fixture(scope="module")
+def for_aarch64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if CROSS is None:
+        pytest.skip("there is no C++ compiler for aarch64")
+    return build(tmp_path_factory.mktemp("aarch64"), *STRICT, "-static", compiler=[CROSS])
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(CROSS is None, reason="there is no C++ compiler for aarch64")
-def test_the_kernels_compile_for_aarch64(tmp_path: Path) -> None:
-    assert CROSS is not None
-    build(tmp_path, *STRICT, compiler=[CROSS])
+def test_the_kernels_compile_for_aarch64(for_aarch64: Path) -> None:
+    elf_machine = for_aarch64.read_bytes()[18:20]
+    assert elf_machine == b"\xb7\x00"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(EMULATOR is None, reason="there is no emulator of aarch64")
+def test_the_kernels_pass_on_an_emulated_aarch64(for_aarch64: Path) -> None:
+    assert EMULATOR is not None
+    assert_it_passes(EMULATOR, for_aarch64)
+
+
+@pytest.mark.slow
+def test_the_handlers_compile_for_aarch64() -> None:
+    """Whose headers of XLA are not strict, and which nothing here could call."""
+    if CROSS is None:
+        pytest.skip("there is no C++ compiler for aarch64")
+    found = find_spec("jaxlib")
+    assert found is not None and found.submodule_search_locations
+    headers = Path(found.submodule_search_locations[0]) / "include"
+    sources = [str(path) for path in KERNELS.glob("ffi_*.cpp")]
+    command = [CROSS, "-std=c++17", "-fsyntax-only", "-isystem", str(headers), *sources]
+    assert len(sources) == 2 and subprocess.run(command, check=False).returncode == 0
