@@ -37,8 +37,8 @@ _OURS: dict[Type, QuantizedEncoding] = {Type.Q6_K: "q6_k", Type.Q4_K: "q4_k"}
 def write_gguf(folder: Path, file: Path, type_name: str = "f32") -> None:
     """Converts the checkpoint in `folder`; memory stays below a few copies of its largest tensor.
 
-    Matrices whose rows are no whole blocks of q6_k or q4_k become q8_0, as llama.cpp has it. Raises what
-    `Checkpoint.open` raises, KeyError for an unknown type, and ValueError where rows are no whole blocks.
+    Matrices whose rows are no whole blocks of q6_k or q4_k become q8_0. Raises what `Checkpoint.open`
+    raises, KeyError for an unknown type, and ValueError where rows are no whole blocks.
     """
     checkpoint, quantization = Checkpoint.open(folder), TYPES[type_name]
     config = Config.from_hf(checkpoint.config)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import ModelError, WeightError
+from .. import ConfigError, ModelError, WeightError
 from ..cache.config import CacheConfig
 from ..compiler.weights import Packing, WeightTable
 from . import gguf_index, gguf_names, safetensors_file
@@ -50,13 +50,13 @@ class Checkpoint:
     def open(
         model: Path,
         weight_path: Path | None = None,
-        rope_order: RopeOrder = "normal",
+        rope_order: RopeOrder | None = None,
         cache: CacheConfig | None = None,
     ) -> Checkpoint:
         """Reads the config and every header; raises ModelError, or WeightError for damaged weight files.
 
         weight_path: a file to use instead of the model's own weights
-        rope_order:  how a GGUF file has the rows of queries and keys
+        rope_order:  how a GGUF file has the rows of queries and keys, "normal" if None; ConfigError for other files
         cache:       where it is kept what a long header holds
         """
         found = CheckpointFiles.find(model, weight_path)
@@ -67,11 +67,17 @@ class Checkpoint:
             config, raw = read_object(found.config)
             digest.update(hashlib.sha256(raw).digest())
         if found.gguf is None:
+            if rope_order is not None:
+                raise ConfigError(
+                    f"--rope-type {rope_order} says how a GGUF file has its rows, and {model} has safetensors",
+                    "Leave --rope-type out.",
+                )
             tensors = _safetensors(found, digest)
         else:
+            order = rope_order or "normal"
             header = gguf_index.read_header(found.gguf, cache)
-            digest.update(f"{header.sha256} {rope_order}".encode())
-            tensors = gguf_names.tensors_of(header, rope_order)
+            digest.update(f"{header.sha256} {order}".encode())
+            tensors = gguf_names.tensors_of(header, order)
             config = config or gguf_names.config_of(header)
         source = found.config.name if found.config else f"the metadata of {found.weights[0].name}"
         return Checkpoint(model, source, config, _architecture(config), files, tensors, stats, digest.hexdigest())

@@ -52,9 +52,9 @@ class ModelConfig(Section):
         return self
 
     @property
-    def rope_order(self) -> Literal["normal", "neox"]:
-        """How a GGUF file has the rows of queries and keys."""
-        return "neox" if self.rope_type == "neox" else "normal"
+    def rope_order(self) -> Literal["normal", "neox"] | None:
+        """How a GGUF file has the rows of queries and keys, if that was said."""
+        return self.rope_type if self.rope_type in ("normal", "neox") else None
 
 
 class BatchConfig(Section):

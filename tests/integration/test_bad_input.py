@@ -57,6 +57,7 @@ OPTIONS: dict[str, Case] = {
     "cache of no size": (["--max-cache-size", "0"], "--max-cache-size: '0'"),
     "encoding": (["--quantization-encoding", "gptq"], "--quantization-encoding gptq is not supported"),
     "rope type": (["--rope-type", "yarn"], "--rope-type yarn is not supported"),
+    "rope type of safetensors": (["--rope-type", "neox"], "--rope-type neox says how a GGUF file has its rows"),
     "planned flag": (["--enable-lora"], "--enable-lora is planned: LoRA adapters"),
     "planned value": (["--draft-model-path", "x"], "--draft-model-path is planned: speculative decoding"),
     "planned negation": (["--no-enable-echo"], "--enable-echo is a setting of max serve alone"),
