@@ -13,7 +13,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from ..cache.catalog import entries
 from ..cache.config import CacheConfig
 from ..cache.key import make_key
 from ..cache.record import encode
+from ..cache.scratch import Scratch
 from ..cache.store import Store
 from ..runtime.trial import try_artifact
 
@@ -82,8 +82,8 @@ def measure_trial(runs: int) -> None:
     """Prints what a start takes that tries its artifact first, and one that finds a verdict."""
     command = ["generate", "--prompt", "robot:", "--max-new-tokens", "16", "--temperature", "0"]
     rows: dict[str, list[float]] = {"start, tried before": [], "start with a trial": [], "the trial alone": []}
-    with tempfile.TemporaryDirectory(prefix="max-bench-") as temporary:
-        cache = Path(temporary) / "cache"
+    with Scratch("bench") as scratch:
+        cache = scratch.path / "cache"
         _run(command, cache)
         store = Store.open(CacheConfig(cache_dir=cache))
         (entry,) = entries(store)
@@ -115,8 +115,8 @@ def _spread(times: list[float]) -> str:
 def main(count: int, runs: int, folder: Path | None, only: str | None) -> None:
     """Measure the commands of `max cache`, and trials, and print them beside their bar."""
     if only != "trial":
-        with tempfile.TemporaryDirectory(prefix="max-bench-") as temporary:
-            place = folder or Path(temporary)
+        with Scratch("bench") as scratch:
+            place = folder or scratch.path
             if not (place / "index").is_dir():
                 fill(place, count)
             measure_commands(place, runs)

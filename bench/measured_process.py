@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .. import MaxError
+from ..cache.scratch import Scratch
 from .peers.protocol import Times
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -23,12 +23,12 @@ class MeasuredProcess:
         """cpus: those that the process may run on."""
         self._name = module
         # The folder holds this package alone, so that nothing else of our environment is found from another.
-        self._folder = tempfile.TemporaryDirectory(prefix="max-bench-")
-        (Path(self._folder.name) / "max").symlink_to(_PACKAGE)
+        self._scratch = Scratch("bench")
+        (self._scratch.path / "max").symlink_to(_PACKAGE)
         self._process = subprocess.Popen(
             [str(python), "-W", "ignore", "-m", f"max.bench.{module}", ",".join(map(str, cpus))],
-            env={**os.environ, "PYTHONPATH": self._folder.name},
-            cwd=self._folder.name,
+            env={**os.environ, "PYTHONPATH": str(self._scratch.path)},
+            cwd=self._scratch.path,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -58,4 +58,4 @@ class MeasuredProcess:
             self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
-        self._folder.cleanup()
+        self._scratch.remove()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from ..cache.scratch import Scratch
 from .random_model import write_checkpoint
 from .serve_startup import first_answer
 
@@ -195,8 +196,8 @@ def main(peer: str | None, runs: int, as_json: bool, small: bool) -> None:
     if not as_json:
         click.echo(_HEADER)
     report = (lambda row: None) if as_json else (lambda row: click.echo(row.line()))
-    with tempfile.TemporaryDirectory(prefix="max-bench-") as folder:
-        bench = _Bench(Path(folder), runs, peer, report)
+    with Scratch("bench") as scratch:
+        bench = _Bench(scratch.path, runs, peer, report)
         bench.help_texts()
         bench.built_in()
         bench.peer_model()

@@ -11,12 +11,12 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..cache import mef
+from ..cache.scratch import Scratch
 from ..compiler.targets.listing import TargetRow, target_rows
 
 _HEAD = """\
@@ -83,9 +83,9 @@ class Measured:
 
 def measure(target: str) -> Measured:
     """Runs the command cold and cached in a cache of its own; raises CalledProcessError for one that fails."""
-    with tempfile.TemporaryDirectory(prefix="max-targets-") as folder:
-        cold, made = _warm(target, folder)
-        cached, again = _warm(target, folder)
+    with Scratch("bench") as scratch:
+        cold, made = _warm(target, str(scratch.path))
+        cached, again = _warm(target, str(scratch.path))
         assert again["cached"], "the second run finds what the first one made"
         sections = mef.Mef.open(made["artifact_path"]).sections()
         code = sum(section.stored_bytes for section in sections if section.kind == mef.NATIVE)

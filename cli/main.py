@@ -27,7 +27,8 @@ _INTERRUPTED = 130
 _RESEND_S = 0.1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Only this package: the libraries below it log every step of theirs at debug.
-_LOGGER = logging.getLogger(__name__.partition(".")[0])
+_PACKAGE = __name__.partition(".")[0]
+_LOGGER = logging.getLogger(_PACKAGE)
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line (`sys.argv` by default) and exits with its code."""
     _open_streams()
     _keep_interrupts()
+    _tidy_up_when_ended()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     sys.exit(run(arguments))
 
@@ -115,6 +117,21 @@ def _keep_interrupts() -> None:
             resend(dropped)
 
     sys.unraisablehook = resend
+
+
+def _tidy_up_when_ended() -> None:
+    """Has SIGTERM and SIGHUP remove the temporary folders before they end the process as they would without this."""
+
+    def end(number: int, _: object) -> None:
+        # Not imported here: where nothing has imported it, there is no folder.
+        if scratch := sys.modules.get(f"{_PACKAGE}.cache.scratch"):
+            scratch.remove_all()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has one ignored
+            signal.signal(number, end)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..cache.config import CacheConfig
+from ..cache.scratch import Scratch
 from ..runtime.config import ModelConfig, QueueConfig, SchedulingConfig
 from ..serve import log_format
 from ..serve.config import ServerConfig
@@ -44,9 +44,9 @@ def serve(settings: Settings) -> None:
     # From here on the worker loads; reading the tokenizer and importing what answers HTTP take place beside it.
     arguments = (folder, config.chat_template, model.weight_path, settings.of(CacheConfig))
     text = ThreadPoolExecutor(1).submit(TextSide.load, *arguments)
-    with tempfile.TemporaryDirectory(prefix="max-metrics-") as shared:
+    with Scratch("metrics") as shared:
         if config.api_workers > 1:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared  # read when prometheus_client is imported
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared.path)  # read when prometheus_client is imported
         _serve_over(supervisor, config, config.model_name(model.model_path), worker, text, listener)
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from .. import CompileError
+from ..cache.scratch import Scratch
 from .compile_messages import Answer, Job, Start, receive, send
 from .counters import COUNTERS
 from .targets import Target, toolchain
@@ -82,10 +83,10 @@ def compiling(target: Target, threads: int, *, on_device: bool = False) -> Itera
     """
     toolchain.require(target)
     read, write = os.pipe()
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, Scratch("compile") as scratch:
         # The child finds this very package, wherever the parent found it.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        command = [sys.executable, "-P", "-m", "max.compiler.compile_worker", str(write)]
+        command = [sys.executable, "-P", "-m", "max.compiler.compile_worker", str(write), str(scratch.path)]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -1,15 +1,16 @@
-"""The compile process: `python -m max.compiler.compile_worker FD` compiles what comes on stdin and answers on FD.
+"""The compile process, `python -m max.compiler.compile_worker FD FOLDER`: compiles what stdin says, answers on FD.
 
 Plugins, their flags and their crashes stay in here. When stdin ends, the parent has what it wants or has died: the
-process ends at once, whatever it is doing.
+process ends at once, whatever it is doing. FOLDER is the parent's, for files; where the parent was killed, nobody else
+is there to remove it.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,11 @@ def main() -> None:
     """Serves one parent until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     jobs, answers = sys.stdin.buffer, os.fdopen(int(sys.argv[1]), "wb")
-    with tempfile.TemporaryDirectory(prefix="max-compile-") as folder:
-        _serve(jobs, answers, Path(folder))
+    folder = Path(sys.argv[2])
+    try:
+        _serve(jobs, answers, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)  # plugins may wait for their own threads for ever
 
 

@@ -14,13 +14,13 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import ConfigError
+from ..cache.scratch import Scratch
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +103,13 @@ class Dump:
         if self.folder is None:
             yield None
             return
-        with tempfile.TemporaryDirectory(prefix="max-xla-dump-") as folder:
-            yield folder
-            before = sorted(Path(folder).glob("*.before_optimizations.txt"))
+        with Scratch("xla-dump") as scratch:
+            folder = scratch.path
+            yield str(folder)
+            before = sorted(folder.glob("*.before_optimizations.txt"))
             self.write(name, "4.hlo", before[0].read_text() if before else "")
-            self.write(name, "6.ll", _llvm_ir(Path(folder)))
-            for stage, text in (("6.asm", _assembly(Path(folder))), ("6.ptx", _ptx(Path(folder)))):
+            self.write(name, "6.ll", _llvm_ir(folder))
+            for stage, text in (("6.asm", _assembly(folder)), ("6.ptx", _ptx(folder))):
                 if text:
                     self.write(name, stage, text)
 

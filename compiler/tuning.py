@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .. import CompileError, ConfigError
 from ..cache import mef
+from ..cache.scratch import Scratch
 from .compile_messages import Job
 from .compile_process import compiling
 from .finish import sources_of
@@ -46,9 +46,9 @@ def record(artifact: mef.Mef, target: Target, file: Path, progress: Progress) ->
     """
     sources = sources_of(artifact)
     parts: list[str] = []
-    with compiling(target, 1, on_device=True) as process, tempfile.TemporaryDirectory() as folder:
+    with compiling(target, 1, on_device=True) as process, Scratch("compile") as scratch:
         for index, (name, source) in enumerate(sources.items(), 1):
-            part = Path(folder) / f"{index}.txt"
+            part = scratch.path / f"{index}.txt"
             # The text form is what XLA writes where the name says so.
             process.submit(Job(name, source, {"xla_gpu_dump_autotune_results_to": str(part)}))
             process.answer()

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import gc
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +38,26 @@ def compile_stablehlo(
     """
     here = host()
     # LLVM IR only: XLA writes the emitters' own MLIR passes from several threads at once and crashes.
-    options = compile_options({**(debug_options or {}), **dump_options(dump_to, emitters="llvm")}, len(here.members))
+    dump = dump_options(dump_to, emitters="llvm")
+
+    def compile(more: Mapping[str, str | bool | int]) -> Any:
+        options = compile_options({**(debug_options or {}), **more}, len(here.members))
+        return here.client.compile_and_load(module, here.devices, options)
+
     with compile_errors(name), first_alone("compile"):
-        loaded = here.client.compile_and_load(module, here.devices, options)
-    return describe(loaded)
+        return describe(without_dumps(compile, dump))
+
+
+def without_dumps(
+    compile: Callable[[Mapping[str, str | bool | int]], Any], dump: Mapping[str, str | bool | int]
+) -> Any:
+    """What `compile` makes with further options: of two compilations where XLA dumps, the one that did not.
+
+    XLA writes the folder of its dumps into the executable, and makes that folder again wherever this is loaded.
+    """
+    if dump:
+        compile(dump)
+    return compile({})
 
 
 def compile_options(overrides: Mapping[str, str | bool | int], devices: int = 1) -> Any:

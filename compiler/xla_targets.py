@@ -53,9 +53,13 @@ class TargetCompiler:
         dump = xla_compiler.dump_options(dump_to, emitters="llvm" if self._is_cpu else "^(llvm|ptx)$")
         if dump and not self._is_cpu:
             dump["xla_gpu_dump_llvmir"] = True
-        settings = xla_compiler.compile_options({**self._options, **options, **dump}, self._num_devices)
+
+        def compile(more: XlaOptions) -> Any:
+            settings = xla_compiler.compile_options({**self._options, **options, **more}, self._num_devices)
+            return self._client.compile(_parse(module), self._devices, settings)
+
         with xla_compiler.compile_errors(name):
-            return xla_compiler.describe(self._client.compile(_parse(module), self._devices, settings))
+            return xla_compiler.describe(xla_compiler.without_dumps(compile, dump))
 
 
 def _parse(module: bytes) -> Any:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from .. import ConfigError
+from ..cache.scratch import Scratch
 from .messages import Loading, Ready, StartFailed
 from .worker_config import WorkerConfig
 
@@ -40,7 +39,11 @@ class Supervisor:
     def __init__(self, config: WorkerConfig, endpoint_base: str | None = None) -> None:
         """endpoint_base: `ipc://` and a folder for the sockets; a fresh one without. Raises ConfigError for others."""
         self._config = config
-        self._folder, self._is_own = _socket_folder(endpoint_base)
+        if endpoint_base is None:
+            self._scratch: Scratch | None = Scratch("serve")
+            self._folder = self._scratch.path
+        else:
+            self._scratch, self._folder = None, _socket_folder(endpoint_base)
         self.endpoint = f"ipc://{self._folder}/engine"
         self.failure: StartFailed | None = None
         """Why the worker cannot be started; None as long as it is, or will be tried again."""
@@ -124,14 +127,12 @@ class Supervisor:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
         (self._folder / "engine").unlink(missing_ok=True)
-        if self._is_own:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._scratch:
+            self._scratch.remove()
 
 
-def _socket_folder(base: str | None) -> tuple[Path, bool]:
-    """The folder for sockets, private to this user, and whether it was made here for this process alone."""
-    if base is None:
-        return Path(tempfile.mkdtemp(prefix="max-")), True
+def _socket_folder(base: str) -> Path:
+    """The folder for sockets that the operator names, private to this user. Raises ConfigError."""
     folder = Path(base.removeprefix("ipc://"))
     if not base.startswith("ipc://") or not folder.is_absolute():
         raise ConfigError(f"--zmq-endpoint-base is {base}", "Give ipc:// and the absolute path of a folder.")
@@ -146,7 +147,7 @@ def _socket_folder(base: str | None) -> tuple[Path, bool]:
         raise ConfigError(
             f"others could reach the sockets in {folder}", "Give a folder that is yours alone: chmod 700, or a new one."
         )
-    return folder, False
+    return folder
 
 
 def _ended(code: int) -> StartFailed:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from ..cache import scratch
 from . import log_format
 from .engine_loop import EngineLoop
 from .messages import Ready
@@ -88,6 +89,7 @@ def _end_with_stdin() -> None:
     """Ends the process when nobody is left who could write to its stdin."""
     while os.read(0, 4096):
         pass
+    scratch.remove_all()
     os._exit(0)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,6 +61,32 @@ def test_an_interrupt_while_compiling(start, place, tmp_path: Path, phase: str) 
     out, err = interrupted(process)
     assert out == "" and "Traceback" not in err and "error" not in err
     assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["VERSION"]
+
+
+@pytest.mark.parametrize(
+    ("number", "target", "kind"),
+    [
+        (signal.SIGINT, "cpu:x86-64-v2", "compile"),
+        (signal.SIGTERM, "cpu:x86-64-v2", "compile"),
+        (signal.SIGINT, "cpu", "xla-dump"),
+    ],
+)
+def test_a_signal_leaves_no_temporary_folder(
+    start, place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, target: str, kind: str
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    if kind == "xla-dump":
+        monkeypatch.setenv("MODULAR_DEBUG", f"ir-output-dir={tmp_path / 'ir'}")
+    process = start("warm-cache", *place, "--target", target)
+    while not any(path.name.startswith(f"max-{kind}-") for path in temporary.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130}.get(number, -number) and "Traceback" not in err
+    assert list(temporary.iterdir()) == []
 
 
 def test_an_interrupt_while_generating(start, place, filled_cache: Path) -> None:

@@ -376,6 +376,25 @@ def test_a_signal_lets_requests_finish(arguments: tuple[str, ...], tmp_path: Pat
         process.wait()
 
 
+def test_a_start_that_comes_to_nothing_leaves_no_folder(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start(tmp_path, *arguments, "--metrics-port", str(taken.getsockname()[1]))
+        assert process.wait(60) == 2, (tmp_path / "log").read_text()
+    assert list(temporary.iterdir()) == []
+    process = start(tmp_path, *arguments)
+    while not list(temporary.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == -signal.SIGTERM, "before it serves, the signal ends it"
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_worker_that_is_killed_ends_its_streams_and_is_replaced(arguments: tuple[str, ...], tmp_path: Path) -> None:
     body = {"model": "built-in", "prompt": "robot", "max_tokens": 240, "ignore_eos": True, "stream": True}
     for server in running(tmp_path, *arguments):

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,16 @@ def test_messages_come_back_and_an_end_in_the_middle_is_none() -> None:
     assert [receive(pipe, type(message)) for message in sent] == sent
     assert receive(pipe, Answer) is None
     assert receive(io.BytesIO(data[:20]), Start) is None
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files lie, also of processes that are started here; nothing may be left of them."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    assert list(folder.iterdir()) == []
 
 
 def test_everything_is_compiled_and_named(source: bytes) -> None:
@@ -84,7 +96,7 @@ def test_its_last_words_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint.endswith("Its last words: fatal: the driver is gone")
 
 
-def test_it_ends_with_its_parent(source: bytes) -> None:
+def test_it_ends_with_its_parent_whose_folder_it_removes(source: bytes, temporary: Path) -> None:
     script = """
 import os, sys, time
 from max.compiler import Target
@@ -96,6 +108,7 @@ with compiling(Target.parse("cpu:x86-64-v2"), 1) as process:
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
+    assert [path.name[:12] for path in temporary.iterdir()] == ["max-compile-"]
     parent.kill()
     parent.wait()
     parent.stdout.close()

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -65,6 +66,13 @@ def test_every_stage_is_there(dumped):
 )
 def test_stages_are_what_they_say(dumped, file, words):
     assert words in (dumped[0] / file).read_text()
+
+
+def test_what_is_kept_knows_nothing_of_the_dump(dumped):
+    """XLA writes the folder of its dumps into the code, and makes it again wherever that is loaded."""
+    codes = [dumped[1].read(section) for section in dumped[1].sections() if section.kind == mef.NATIVE]
+    assert len(codes) == 2
+    assert not [code for code in codes if b"xla-dump" in code or tempfile.gettempdir().encode() in code]
 
 
 def test_index_lists_every_file_with_its_size(dumped):

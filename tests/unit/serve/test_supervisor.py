@@ -11,18 +11,11 @@ from max import ConfigError
 from max.serve.supervisor import _pause, _socket_folder
 
 
-def test_without_a_base_the_folder_is_fresh_and_private():
-    folder, is_own = _socket_folder(None)
-    assert is_own
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    folder.rmdir()
-
-
 def test_a_base_names_the_folder_which_is_made_private(tmp_path):
-    folder, is_own = _socket_folder(f"ipc://{tmp_path}/a/b")
-    assert (folder, is_own) == (tmp_path / "a/b", False)
+    folder = _socket_folder(f"ipc://{tmp_path}/a/b")
+    assert folder == tmp_path / "a/b"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert _socket_folder(f"ipc://{tmp_path}/a/b")[0] == folder, "it may be there already"
+    assert _socket_folder(f"ipc://{tmp_path}/a/b") == folder, "it may be there already"
 
 
 @pytest.mark.parametrize(
