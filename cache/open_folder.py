@@ -64,9 +64,10 @@ class OpenFolder:
     def open(cls, config: "CacheConfig") -> Self:
         """Opens the configured folder, and makes it if need be: an unusable folder is one warning and no failure.
 
-        Raises: ConfigError for a private key that cannot be used, before anything is made that it should sign.
+        Raises: ConfigError for keys that were named and cannot be used, before anything is made or believed.
         """
         opened = cls(config.folder, config.cache_policy, Bounds.of(config), Trust.of(config))
+        opened.trust.check_named()
         if config.sign_with is not None:
             opened.signing_key = read_key(config.sign_with.expanduser())
         opened.remote_url = config.cache_remote

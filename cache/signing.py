@@ -114,18 +114,19 @@ def sign(private: "Ed25519PrivateKey", key: str, mef: str) -> SignatureRecord:
     return SignatureRecord(key=key, mef=mef, signatures=(Signature(signer_of(private), value),))
 
 
-def read_trusted(path: Path) -> dict[str, str]:
-    """Returns signer -> comment of a file of trusted keys; empty when it is absent.
+def read_trusted(path: Path, *, may_be_absent: bool = False) -> dict[str, str]:
+    """Returns signer -> comment of a file of trusted keys; empty when it is absent and may be.
 
     Raises: ConfigError for a line that is no key, and where others may write to the file.
     """
     try:
         state = path.stat()
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the trusted keys {path} cannot be read: {error}", "Name another --trusted-keys.") from error
+        if may_be_absent and isinstance(error, FileNotFoundError):
+            return {}
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"the trusted keys {path} cannot be read: {why}", "Name another --trusted-keys.") from error
     if state.st_mode & 0o022 or state.st_uid not in (os.geteuid(), 0):
         raise ConfigError(f"others may write to the trusted keys {path}", f"Own it, and run: chmod go-w {path}")
     trusted = {}

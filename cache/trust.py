@@ -22,16 +22,24 @@ class Trust:
     required: bool = False
     """Whether also what lies in a private place needs a signature."""
 
+    is_named: bool = False
+    """Whether the file was asked for: then it has to be there."""
+
     @classmethod
     def of(cls, config: "CacheConfig") -> "Trust":
         named = config.trusted_keys
         keys_file = named.expanduser().absolute() if named else signing.config_folder() / "trusted-keys"
-        return cls(keys_file, config.require_signed)
+        return cls(keys_file, config.require_signed, named is not None)
 
     @cached_property
     def keys(self) -> dict[str, str]:
         """Signer -> comment. Raises: ConfigError for a file that cannot be used."""
-        return signing.read_trusted(self.keys_file)
+        return signing.read_trusted(self.keys_file, may_be_absent=not self.is_named)
+
+    def check_named(self) -> None:
+        """Reads the keys now if their file was asked for, so that a mistake in it is told. Raises: ConfigError."""
+        if self.is_named:
+            _ = self.keys
 
     def signers(self, key: str, mef: str, record: signing.SignatureRecord | None) -> list[str]:
         """The trusted signers of an artifact under a key. Raises: ConfigError as `keys` does."""

@@ -178,11 +178,6 @@ class Model:
     def output_metadata(self) -> list[TensorSpec]:
         return list(self._spec.outputs)
 
-    @property
-    def state_metadata(self) -> list[TensorSpec]:
-        """The tensors that a call updates in place."""
-        return list(self._spec.state)
-
     def load(self) -> None:
         """Loads this graph's executables now rather than at the first call."""
         self._loaded_calls()

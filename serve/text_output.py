@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,16 +98,6 @@ class CompletionText:
         elif self._num_tokens == self._rules.max_new_tokens:
             last = self.finish("length")
             return TextDelta(text + last.text, last.finish_reason)
-        return TextDelta(text, self._finish_reason)
-
-    def push_all(self, token_ids: Iterable[int]) -> TextDelta:
-        """Takes several tokens at once; stops at the end of the answer."""
-        text = ""
-        for token_id in token_ids:
-            delta = self.push(token_id)
-            text += delta.text
-            if delta.finish_reason is not None:
-                break
         return TextDelta(text, self._finish_reason)
 
     def finish(self, reason: FinishReason) -> TextDelta:

@@ -52,11 +52,6 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
-    def bos_id(self) -> int | None:
-        """The token that opens a text, if the checkpoint names one."""
-        return self._id_of("bos_token")
-
-    @property
     def eos_id(self) -> int | None:
         """The token that ends a text, if the checkpoint names one; generation_config.json may list more of them."""
         return self._id_of("eos_token")

@@ -295,7 +295,7 @@ def test_smaller_encodings_stay_near_the_reference(
     logits = pipeline.feed(pipeline.row(list(pipeline.prompt)), 40)
     shares = (logits - pipeline.logits) / pipeline.logits.std()
     assert np.abs(shares).max() <= most and np.sqrt(np.mean(shares**2)) <= typical
-    assert {pages.dtype for pages in pipeline.models["step_t1_r1"].state_metadata} == {"bfloat16"}
+    assert {pages.dtype for pages in pipeline.models["step_t1_r1"]._spec.state} == {"bfloat16"}
     requests, _ = parts(pipeline, (0, 3, 30), 24)
     for i, settings in enumerate(DRAWS):
         requests.append(

@@ -69,7 +69,7 @@ FLIPPED: dict[str, tuple[Any, ...]] = {
     "min_free_space": ("1GB",),
     "cache_remote": ("file:///elsewhere",),
     "require_signed": (True,),
-    "trusted_keys": ("/elsewhere",),
+    "trusted_keys": ("COPY/trusted-keys",),
     "sign_with": ("COPY/signing-key",),
     "export_mefs": ("/elsewhere",),
     "precompiled_mefs": (("/elsewhere",),),
@@ -81,7 +81,8 @@ FLIPPED_FOR_GPUS: dict[str, Any] = {"autotune_results": "COPY/config.json", "use
 @pytest.fixture(scope="module")
 def copied(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(model, tmp_path_factory.mktemp("copied") / "model"))
-    signing.new_key(folder / "signing-key")
+    (folder / "trusted-keys").write_text(signing.new_key(folder / "signing-key"))
+    (folder / "trusted-keys").chmod(0o600)
     write_gguf(folder, folder.with_name("model.gguf"))
     return folder
 

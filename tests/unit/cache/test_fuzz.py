@@ -181,6 +181,7 @@ def row(mef_bytes: bytes) -> dict:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store that takes whatever comes from elsewhere."""
     folder = tmp_path_factory.mktemp("store")
+    (folder / "nobody").touch(0o600)
     return Store.open(CacheConfig(cache_dir=folder / "cache", trusted_keys=folder / "nobody"))
 
 

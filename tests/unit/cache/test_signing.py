@@ -4,12 +4,15 @@ import base64
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from max import ConfigError
 from max.cache import signing
+from max.cache.config import CacheConfig
 from max.cache.signing import Signature, SignatureRecord
+from max.cache.store import Store
 
 KEY, MEF = "a" * 32, "b" * 64
 
@@ -87,7 +90,16 @@ def test_trusted_keys_are_lines_with_comments(tmp_path, key_file):
     path.write_text(f"# ours\n\n{line}\n")
     path.chmod(0o600)
     assert signing.read_trusted(path) == {line.split()[1]: "of the build host"}
-    assert signing.read_trusted(tmp_path / "nowhere") == {}
+    assert signing.read_trusted(tmp_path / "nowhere", may_be_absent=True) == {}
+
+
+def test_a_file_of_keys_that_was_named_has_to_be_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nowhere"))
+    settings = {"cache_dir": tmp_path / "cache"}
+    assert Store.open(CacheConfig(**settings)).trust.keys == {}
+    with pytest.raises(ConfigError, match="trusted keys /missing cannot be read: No such file") as error:
+        Store.open(CacheConfig(**settings, trusted_keys=Path("/missing")))
+    assert "--trusted-keys" in error.value.hint
 
 
 @pytest.mark.parametrize("line", ["ed25519", "ed25519 AAAA", "rsa AAAA", "ed25519 " + "A" * 44, "\x00"])

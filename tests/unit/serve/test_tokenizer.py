@@ -53,7 +53,7 @@ def test_round_trip_without_any_config(folder: Path) -> None:
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<s>" + text
     assert tokenizer.encode(text, add_special_tokens=False) == ids[1:]
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, None)
+    assert tokenizer.eos_id is None
 
 
 def test_truncation_and_padding_of_the_file_are_not_applied(folder: Path) -> None:
@@ -65,7 +65,7 @@ def test_truncation_and_padding_of_the_file_are_not_applied(folder: Path) -> Non
 @pytest.mark.parametrize("eos", ["</s>", {"content": "</s>", "lstrip": False, "__type": "AddedToken"}])
 def test_roles_come_from_the_config(folder: Path, eos: object) -> None:
     tokenizer = configure(folder, bos_token="<s>", eos_token=eos)
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
+    assert tokenizer.eos_id == 1
     assert tokenizer.special_ids == {0, 1}
     assert tokenizer.vocab_size == Backend.from_file(str(folder / "tokenizer.json")).get_vocab_size()
 
@@ -73,11 +73,11 @@ def test_roles_come_from_the_config(folder: Path, eos: object) -> None:
 def test_roles_come_from_the_special_tokens_map_where_the_config_has_none(folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": "</s>", "eos_token": "</s>"}))
     tokenizer = configure(folder, bos_token="<s>", eos_token=None)
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"} and tokenizer.eos_id == 1
 
 
 def test_a_role_that_the_vocabulary_lacks_has_no_id(folder: Path) -> None:
-    assert configure(folder, bos_token="<absent>").bos_id is None
+    assert configure(folder, eos_token="<absent>").eos_id is None
 
 
 def test_a_plain_token_with_a_role_becomes_special(folder: Path) -> None:
