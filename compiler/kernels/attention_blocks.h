@@ -8,12 +8,13 @@ template <class Elements, int Rows, int Vectors, bool Prefetch>
 static void multiply_elements(const TileShape& t, const typename Elements::Type* w, int64_t w_stride) {
   Vec sum[Rows][Vectors];
   start(t, sum);
-  for (int64_t k = 0; k < t.num_inputs; ++k, w += w_stride) {
+  InputRows<Rows> x(t);
+  for (int64_t k = 0; k < t.num_inputs; ++k, w += w_stride, x.advance(1)) {
     Vec columns[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) columns[v] = Elements::at(w + v * kLanes);
     if (Prefetch) prefetch_ahead(w, Vectors * kLanes * static_cast<int64_t>(sizeof *w));
-    accumulate<Rows, Vectors>(t.x + k, t.x_stride, columns, sum);
+    accumulate(x, 0, columns, sum);
   }
   finish(t, sum);
 }

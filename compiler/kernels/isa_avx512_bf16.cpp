@@ -38,15 +38,15 @@ template <int Rows, int Vectors>
 static void multiply_pairs(const TileShape& t, const uint16_t* w, int64_t w_stride) {
   Vec sum[Rows][Vectors];
   start(t, sum);
-  const char* x = reinterpret_cast<const char*>(t.x);
-  for (int64_t k = 0; k < t.num_inputs; ++k, w += w_stride) {
+  InputRows<Rows> x(t);
+  for (int64_t k = 0; k < t.num_inputs; ++k, w += w_stride, x.advance(1)) {
     __m512bh weights[Vectors];
     for (int v = 0; v < Vectors; ++v) weights[v] = (__m512bh)_mm512_loadu_si512(w + v * 2 * kLanes);
     prefetch<Vectors>(w);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       int32_t pair;
-      __builtin_memcpy(&pair, x + (r * t.x_stride + k) * sizeof pair, sizeof pair);
+      __builtin_memcpy(&pair, x.row(r), sizeof pair);
       const __m512bh input = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], weights[v], input);

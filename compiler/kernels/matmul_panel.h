@@ -65,13 +65,17 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
   constexpr int64_t kStride = kPanelColumns * Panel::kElements;
   const int64_t panel_size = (call.num_inputs + Panel::kElements - 1) / Panel::kElements * kStride;
   const Weight* w = reinterpret_cast<const Weight*>(call.weights) + panel * panel_size;
-  alignas(64) float y[(kWideRows > kTallRows ? kWideRows : kTallRows) * kPanelColumns];
+  // Whole panels without an epilogue are written where they belong, others go through room of their own.
+  const int64_t first = panel * kPanelColumns;
+  const bool direct = call.epilogue == Epilogue::kNone && call.num_outputs - first >= kPanelColumns;
+  alignas(64) float room[(kWideRows > kTallRows ? kWideRows : kTallRows) * kPanelColumns];
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t left = row_end - row;
     const bool wide = left <= Panel::kWide || Panel::kWide == Panel::kTall;
     const int64_t rows = rows_of_tile(left, wide ? Panel::kWide : Panel::kTall);
     for (int64_t r = 0; r < rows; ++r) prefetch_result(call, panel, row + r);
-    TileShape t{x + row * x_stride, x_stride, y, kPanelColumns, num_inputs, false};
+    float* y = direct ? call.y + row * call.num_outputs + first : room;
+    TileShape t{x + row * x_stride, x_stride, y, direct ? call.num_outputs : kPanelColumns, num_inputs, false};
     if (wide) {
       Panel::wide(rows)(t, w, kStride);
     } else {
@@ -80,7 +84,7 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
         Panel::tall(rows)(t, w + v * kLanes * Panel::kElements, kStride);
       }
     }
-    for (int64_t r = 0; r < rows; ++r) finish_row(call, y + r * kPanelColumns, panel, row + r);
+    for (int64_t r = 0; r < rows && !direct; ++r) finish_row(call, room + r * kPanelColumns, panel, row + r);
     row += rows;
   }
 }

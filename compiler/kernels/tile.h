@@ -13,23 +13,58 @@ struct TileShape {
   bool add;  // to what is in y
 };
 
+// Loops over sums are unrolled: an index that is known only at run time would keep them in memory.
 template <int Rows, int Vectors>
 MAX_INLINE void start(const TileShape& t, Vec (&sum)[Rows][Vectors]) {
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vectors; ++v) sum[r][v] = t.add ? load(t.y + r * t.y_stride + v * kLanes) : Vec{};
+  if (t.add) {
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = load(t.y + r * t.y_stride + v * kLanes);
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = Vec{};
+  }
 }
 
 template <int Rows, int Vectors>
 MAX_INLINE void finish(const TileShape& t, const Vec (&sum)[Rows][Vectors]) {
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) store(t.y + r * t.y_stride + v * kLanes, sum[r][v]);
 }
 
+// The inputs of a tile's rows, with a pointer for every three of them: an address takes a pointer and the stride once or
+// twice, so that a step of the inputs moves a third of the pointers, and all fit the registers.
+template <int Rows>
+struct InputRows {
+  static constexpr int kRowsOfPointer = 3, kPointers = (Rows + kRowsOfPointer - 1) / kRowsOfPointer;
+  const float* pointers[kPointers];
+  int64_t stride;
+
+  MAX_MEMBER explicit InputRows(const TileShape& t) : stride(t.x_stride) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kPointers; ++p) {
+      pointers[p] = t.x + p * kRowsOfPointer * stride;
+      asm("" : "+r"(pointers[p]));  // or the compiler makes one of all of them again
+    }
+  }
+  MAX_MEMBER const float* row(int r) const { return pointers[r / kRowsOfPointer] + r % kRowsOfPointer * stride; }
+  MAX_MEMBER void advance(int64_t inputs) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kPointers; ++p) pointers[p] += inputs;
+  }
+};
+
+// Adds the products of the input `at` of each row.
 template <int Rows, int Vectors>
-MAX_INLINE void accumulate(const float* x, int64_t x_stride, const Vec (&w)[Vectors], Vec (&sum)[Rows][Vectors]) {
+MAX_INLINE void accumulate(const InputRows<Rows>& x, int64_t at, const Vec (&w)[Vectors], Vec (&sum)[Rows][Vectors]) {
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
-    const Vec input = broadcast(x[r * x_stride]);
+    const Vec input = broadcast(x.row(r)[at]);
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(w[v], input, sum[r][v]);
   }
@@ -43,15 +78,16 @@ MAX_INLINE void prefetch(const void* weights) {
 }
 
 // One input after the other, whatever the number of rows: this is the order that every row keeps.
-template <int Rows, int Vectors, bool Prefetch>
+template <int Rows, int Vectors>
 static void multiply_f32(const TileShape& t, const float* w, int64_t w_stride) {
   Vec sum[Rows][Vectors];
   start(t, sum);
-  for (int64_t k = 0; k < t.num_inputs; ++k, w += w_stride) {
+  InputRows<Rows> x(t);
+  for (int64_t k = 0; k < t.num_inputs; ++k, w += w_stride, x.advance(1)) {
     Vec weights[Vectors];
     for (int v = 0; v < Vectors; ++v) weights[v] = load(w + v * kLanes);
-    if (Prefetch) prefetch<Vectors>(w);
-    accumulate<Rows, Vectors>(t.x + k, t.x_stride, weights, sum);
+    prefetch<Vectors>(w);
+    accumulate(x, 0, weights, sum);
   }
   finish(t, sum);
 }
@@ -61,7 +97,8 @@ template <int Rows, int Vectors>
 static void multiply_bf16(const TileShape& t, const uint16_t* w, int64_t w_stride) {
   Vec sum[Rows][Vectors];
   start(t, sum);
-  for (int64_t k = 0; k < t.num_inputs; k += 2, w += w_stride) {
+  InputRows<Rows> x(t);
+  for (int64_t k = 0; k < t.num_inputs; k += 2, w += w_stride, x.advance(2)) {
     Vec first[Vectors], second[Vectors];
     for (int v = 0; v < Vectors; ++v) {
       const Bits pairs = load_pairs(w + v * 2 * kLanes);
@@ -69,8 +106,8 @@ static void multiply_bf16(const TileShape& t, const uint16_t* w, int64_t w_strid
       second[v] = second_of_pairs(pairs);
     }
     prefetch<Vectors>(w);
-    accumulate<Rows, Vectors>(t.x + k, t.x_stride, first, sum);
-    if (k + 1 < t.num_inputs) accumulate<Rows, Vectors>(t.x + k + 1, t.x_stride, second, sum);
+    accumulate(x, 0, first, sum);
+    if (k + 1 < t.num_inputs) accumulate(x, 1, second, sum);
   }
   finish(t, sum);
 }
@@ -83,6 +120,6 @@ template <int Vectors, class Rows>
 struct Tiles;
 template <int Vectors, int... R>
 struct Tiles<Vectors, Indices<R...>> {
-  static constexpr Multiply<float> f32[] = {multiply_f32<R + 1, Vectors, true>...};
+  static constexpr Multiply<float> f32[] = {multiply_f32<R + 1, Vectors>...};
   static constexpr Multiply<uint16_t> bf16[] = {multiply_bf16<R + 1, Vectors>...};
 };
