@@ -4,6 +4,66 @@
 // Both are small matmuls over pages as they lie, keys one per lane and values in rows; each sum takes one element, or
 // value, after the other, whatever the number of queries.
 
+// A row of elements is `width` long, and the next one lies `stride` elements behind it.
+struct RowsOfPage {
+  int64_t count, width, stride;
+};
+
+// The keys [begin, end) of a block that a query sees, of those up to `count` that take part.
+struct KeysSeen {
+  int64_t begin, end, count;
+};
+
+// All lanes from `first` to before `end`.
+MAX_INLINE Bits lanes_between(int64_t first, int64_t end) {
+  Bits lane{};
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  const int32_t low = static_cast<int32_t>(first < 0 ? 0 : first < kLanes ? first : kLanes);
+  const int32_t high = static_cast<int32_t>(end < 0 ? 0 : end < kLanes ? end : kLanes);
+  return (lane >= (Bits{} + low)) & (lane < (Bits{} + high));
+}
+
+// The weights of a vector of keys, from `k` on, against the highest score so far; 0 for keys that are not seen.
+MAX_INLINE Vec weights_at(const float* scores, int64_t k, float peak, const KeysSeen& seen) {
+  const Vec weights = exponential_below_one(load(scores + k) - peak);
+  if (seen.begin <= k && k + kLanes <= seen.end) return weights;
+  return lanes_between(seen.begin - k, seen.end - k) ? weights : Vec{};
+}
+
+// What attention does with elements of a page that it multiplies as float32.
+template <class Element>
+struct FloatProducts {
+  using Type = Element;
+  using Laid = FloatProducts<float>;
+  MAX_INLINE Vec at(const Element* p) { return load_any(p); }
+
+  // Whether products can take rows where they lie.
+  MAX_INLINE bool fits(const RowsOfPage& rows) { return rows.width % kLanes == 0; }
+
+  // Rows as float32, `laid_stride` floats apart with zeros behind each.
+  static void lay(const Element* in, const RowsOfPage& rows, int64_t laid_stride, float* laid) {
+    for (int64_t n = 0; n < rows.count; ++n, in += rows.stride, laid += laid_stride) {
+      prefetch_ahead(in, rows.width * static_cast<int64_t>(sizeof *in));
+      for (int64_t i = 0; i < laid_stride; i += kLanes) store(laid + i, load_part(in + i, rows.width - i));
+    }
+  }
+
+  // A query stays as it is.
+  MAX_INLINE void round_query(float*, int64_t) {}
+
+  // Turns a query's scores into weights, which it adds to a total.
+  MAX_INLINE Vec weigh(float* scores, float peak, const KeysSeen& seen, Vec total) {
+    for (int64_t k = 0; k < seen.count; k += kLanes) {
+      const Vec weights = weights_at(scores, k, peak, seen);
+      total = total + weights;
+      store(scores + k, weights);
+    }
+    return total;
+  }
+};
+using FloatElements = FloatProducts<float>;
+using WidenedElements = FloatProducts<uint16_t>;
+
 template <class Elements, int Rows, int Vectors, bool Prefetch>
 static void multiply_elements(const TileShape& t, const typename Elements::Type* w, int64_t w_stride) {
   Vec sum[Rows][Vectors];
@@ -43,30 +103,17 @@ MAX_INLINE void multiply_rows(TileShape t, const typename Elements::Type* w, int
   for (; i < columns; i += kLanes, t.y += kLanes) narrow(t, w + i, w_stride);
 }
 
-// A row of elements is `width` long, and the next one lies `stride` elements behind it.
-struct RowsOfPage {
-  int64_t count, width, stride;
-};
-
-// Rows as float32, `laid_stride` floats apart with zeros behind each.
-template <class Elements>
-static void widen(const typename Elements::Type* in, const RowsOfPage& rows, int64_t laid_stride, float* laid) {
-  for (int64_t n = 0; n < rows.count; ++n, in += rows.stride, laid += laid_stride) {
-    prefetch_ahead(in, rows.width * static_cast<int64_t>(sizeof *in));
-    for (int64_t i = 0; i < laid_stride; i += kLanes) store(laid + i, load_part<Elements>(in + i, rows.width - i));
-  }
-}
-
 // Calls use(elements, rows, stride, in place) with rows of whole vectors. Few queries read elements where they lie; for
-// many, or where rows end between vectors, they are widened once.
+// many, or where rows end between vectors, they are laid out once as products take them.
 template <class Elements, class Use>
-MAX_INLINE void with_rows(const typename Elements::Type* in, const RowsOfPage& rows, int64_t num_queries, float* laid,
+MAX_INLINE void with_rows(const typename Elements::Type* in, const RowsOfPage& rows, int64_t num_queries, float* room,
                           const Use& use) {
+  using Laid = typename Elements::Laid;
   constexpr int64_t kFewQueries = 4;
   const bool narrow = sizeof *in < sizeof(float);
-  if (rows.width % kLanes == 0 && !(narrow && num_queries > kFewQueries))
-    return use(Elements(), in, rows.stride, true);
+  if (Elements::fits(rows) && !(narrow && num_queries > kFewQueries)) return use(Elements(), in, rows.stride, true);
   const int64_t laid_stride = (rows.width + kLanes - 1) / kLanes * kLanes;
-  widen<Elements>(in, rows, laid_stride, laid);
-  use(FloatElements(), laid, laid_stride, false);
+  auto* laid = reinterpret_cast<typename Laid::Type*>(room);
+  Elements::lay(in, rows, laid_stride, laid);
+  use(Laid(), laid, laid_stride, false);
 }

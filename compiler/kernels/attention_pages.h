@@ -1,22 +1,15 @@
 // The pages of keys and values as attention reads and writes them. Included as vector.h is.
 
-// Elements of a page, widened when they are loaded.
-struct FloatElements {
-  using Type = float;
-  MAX_INLINE Vec at(const float* p) { return load(p); }
-};
-struct Bf16Elements {
-  using Type = uint16_t;
-  MAX_INLINE Vec at(const uint16_t* p) { return load_bf16(p); }
-};
+MAX_INLINE Vec load_any(const float* p) { return load(p); }
+MAX_INLINE Vec load_any(const uint16_t* p) { return load_bf16(p); }
 
 // Up to kLanes elements as a vector with zeros behind them.
-template <class Elements>
-MAX_INLINE Vec load_part(const typename Elements::Type* in, int64_t count) {
-  if (count >= kLanes) return Elements::at(in);
-  typename Elements::Type part[kLanes] = {};
+template <class Element>
+MAX_INLINE Vec load_part(const Element* in, int64_t count) {
+  if (count >= kLanes) return load_any(in);
+  Element part[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) part[i] = in[i];
-  return Elements::at(part);
+  return load_any(part);
 }
 
 // (a, b) turned by an angle; T is a vector or, for what is left behind whole ones, a float, with the same bits.
@@ -74,7 +67,7 @@ template <class To>
 MAX_INLINE void write_elements(const float* x, int64_t count, typename To::Type* out, int64_t stride) {
   for (int64_t i = 0; i < count; i += kLanes, out += kLanes * stride) {
     const int64_t lanes = count - i < kLanes ? count - i : kLanes;
-    const auto values = To::of(load_part<FloatElements>(x + i, lanes));
+    const auto values = To::of(load_part(x + i, lanes));
     if (stride == 1) {
       __builtin_memcpy(out, &values, lanes * sizeof *out);
     } else {

@@ -37,15 +37,6 @@ MAX_INLINE void clear(const Sums& s, int64_t queries, int64_t stride) {
   }
 }
 
-// All lanes from `first` to before `end`.
-MAX_INLINE Bits lanes_between(int64_t first, int64_t end) {
-  Bits lane{};
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  const int32_t low = static_cast<int32_t>(first < 0 ? 0 : first < kLanes ? first : kLanes);
-  const int32_t high = static_cast<int32_t>(end < 0 ? 0 : end < kLanes ? end : kLanes);
-  return (lane >= (Bits{} + low)) & (lane < (Bits{} + high));
-}
-
 // Takes one query's scores with the keys [begin, end) of a block and gives its highest with `softcap` in force.
 MAX_INLINE Vec highest_score(const Attention& call, float* scores, int64_t begin, int64_t end) {
   Vec highest = broadcast(-__builtin_inff());
@@ -60,13 +51,12 @@ MAX_INLINE Vec highest_score(const Attention& call, float* scores, int64_t begin
   return highest;
 }
 
-// Turns the scores of one query with a block's keys into weights, against its peak so far; it sees [begin, end) of them,
-// and others up to `count` get a weight of 0.
-MAX_INLINE void weigh(const Attention& call, const TileState& s, int64_t query, int64_t begin, int64_t end,
-                      int64_t count) {
+// Turns the scores of one query with a block's keys into weights, against its peak so far.
+template <class Elements>
+MAX_INLINE void weigh(const Attention& call, const TileState& s, int64_t query, const KeysSeen& seen) {
   float* scores = s.scores + query * kBlockTokens;
   float* totals = s.part.totals + query * kPartVector;
-  const float of_block = highest_of(highest_score(call, scores, begin, end));
+  const float of_block = highest_of(highest_score(call, scores, seen.begin, seen.end));
   const float peak = of_block > s.part.peaks[query] ? of_block : s.part.peaks[query];
   if (peak > s.part.peaks[query]) {
     const Vec shrink = exponential(broadcast(s.part.peaks[query]) - peak);
@@ -75,14 +65,7 @@ MAX_INLINE void weigh(const Attention& call, const TileState& s, int64_t query, 
     float* sums = s.part.sums + query * s.stride;
     for (int64_t i = 0; i < s.stride; i += kLanes) store(sums + i, load(sums + i) * shrink);
   }
-  Vec total = load(totals);
-  for (int64_t k = 0; k < count; k += kLanes) {
-    Vec weights = exponential_below_one(load(scores + k) - peak);
-    if (k < begin || k + kLanes > end) weights = lanes_between(begin - k, end - k) ? weights : Vec{};
-    total = total + weights;
-    store(scores + k, weights);
-  }
-  store(totals, total);
+  store(totals, Elements::weigh(scores, peak, seen, load(totals)));
 }
 
 // The queries of the tile's `head`-th head.
@@ -131,7 +114,7 @@ static void weigh_keys(const Attention& call, const TileState& s, const typename
       for (int64_t n = query; n < query + rows; ++n) {
         const int64_t end = s.positions[n / s.group] + 1 - block.first_key;
         const int64_t begin = call.window > 0 ? end - call.window : 0;
-        weigh(call, s, n, begin, end < 0 ? 0 : end < block.count ? end : block.count, columns);
+        weigh<Elements>(call, s, n, {begin, end < 0 ? 0 : end < block.count ? end : block.count, columns});
       }
     });
   });
@@ -186,6 +169,7 @@ static TileState start_tile(const Attention& call, const QueryTile& tile, float*
     float* query = s.queries + n * s.stride;
     rotate(call, given(n), token_of(n), call.scale, query);
     for (int64_t i = s.width; i < s.stride; ++i) query[i] = 0.0f;
+    if (call.pages_are_bf16) HalfElements::round_query(query, s.stride);
   }
   return s;
 }
@@ -219,7 +203,7 @@ static void sum_segment(const Attention& call, const TileState& s, const QueryTi
 }
 
 MAX_INLINE void sum_any_segment(const Attention& call, const TileState& s, const QueryTile& tile, int64_t segment) {
-  call.pages_are_bf16 ? sum_segment<Bf16Elements>(call, s, tile, segment)
+  call.pages_are_bf16 ? sum_segment<HalfElements>(call, s, tile, segment)
                       : sum_segment<FloatElements>(call, s, tile, segment);
 }
 

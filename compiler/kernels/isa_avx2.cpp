@@ -52,6 +52,7 @@ static inline __m256i load_signed_bytes(const uint8_t* p) {
 #include "matmul_widened.h"
 #include "attention_pages.h"
 #include "attention_blocks.h"
+#include "attention_widened.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"

@@ -26,6 +26,7 @@ namespace avx512 {
 #include "matmul_widened.h"
 #include "attention_pages.h"
 #include "attention_blocks.h"
+#include "attention_widened.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"

@@ -64,6 +64,7 @@ static inline void store_lanes(float* p, FourFloats v, uint32_t bits) {
 #include "matmul_widened.h"
 #include "attention_pages.h"
 #include "attention_blocks.h"
+#include "attention_widened.h"
 #include "attention_tile.h"
 #include "argmax_row.h"
 #include "top_values.h"

@@ -99,7 +99,8 @@ struct Embedding {
 };
 std::string embed(const Embedding& call);
 
-// Causal attention of T tokens over the pages of their rows, after rotating q and k and writing k and v.
+// Causal attention of T tokens over the pages of their rows, after rotating q and k and writing k and v. Over pages of
+// bfloat16, instruction sets with products of bfloat16 round queries and the weights of values to it.
 struct Attention {
   const float* qkv;           // (T, (N + 2 K) H): queries, keys, values
   const float* cos;           // (T, rotary_dim / 2); pairs are (i, i + rotary_dim / 2), as in NeoX
