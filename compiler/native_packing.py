@@ -85,17 +85,7 @@ class Packing(Functions):
         first_column:  where the columns go in a matrix of `total_columns` that is fused from several
         Raises ValueError if shapes, dtypes or sizes do not fit.
         """
-        blocks = source.dtype == np.uint8
-        if source.dtype.name not in _SOURCES or (blocks and not (encoding in BLOCKS and source.flags.c_contiguous)):
-            raise ValueError(
-                f"weights are float32, bfloat16 or blocks of their encoding, not {source.dtype} for {encoding}"
-            )
-        inputs, outputs = source.shape
-        if blocks:
-            block, nbytes = BLOCKS[encoding]
-            if source.shape[1] % nbytes:
-                raise ValueError(f"rows of {encoding} are blocks of {nbytes} bytes, not {source.shape[1]}")
-            inputs, outputs = source.shape[1] // nbytes * block, source.shape[0]
+        inputs, outputs = _matrix_shape(source, encoding)
         total = outputs if total_columns is None else total_columns
         if packed.nbytes != self.packed_bytes(encoding, inputs, total, gated=columns != "plain"):
             raise ValueError(f"packed weights of {packed.nbytes} bytes do not fit {inputs} inputs, {total} outputs")
@@ -113,3 +103,19 @@ class Packing(Functions):
             packed=address(packed, np.uint8, writable=True),
         )
         check(self.function("pack")(ctypes.byref(call)))
+
+
+def _matrix_shape(source: np.ndarray, encoding: Encoding) -> tuple[int, int]:
+    """Inputs and outputs of what `pack` is given. Raises ValueError for what it does not take."""
+    are_blocks = source.dtype == np.uint8
+    if source.dtype.name not in _SOURCES or (are_blocks and not (encoding in BLOCKS and source.flags.c_contiguous)):
+        raise ValueError(
+            f"weights are float32, bfloat16 or blocks of their encoding, not {source.dtype} for {encoding}"
+        )
+    if not are_blocks:
+        inputs, outputs = source.shape
+        return inputs, outputs
+    block, nbytes = BLOCKS[encoding]
+    if source.shape[1] % nbytes:
+        raise ValueError(f"rows of {encoding} are blocks of {nbytes} bytes, not {source.shape[1]}")
+    return source.shape[1] // nbytes * block, source.shape[0]

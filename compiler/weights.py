@@ -10,13 +10,10 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import ConfigError
+from .panels import PANEL_COLUMNS, Packing, bits_of, packed_shape, packs
 
 if TYPE_CHECKING:
     import numpy as np
-
-Packing = Literal["", "float32", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"]
-"""The encoding of a matrix packed for the CPU kernels; empty where it is not packed."""
 
 Element = Literal["float32", "bfloat16"]
 """What a weight that is not packed is made of."""
@@ -24,59 +21,8 @@ Element = Literal["float32", "bfloat16"]
 Split = Literal["", "outputs", "inputs"]
 """Along which axis the devices of a mesh share a weight; empty where each has all of it."""
 
-PANEL_COLUMNS = 32
 ALIGNMENT = 4096
 """Of each weight in memory, in bytes: more than the 64 that jax needs to share it, and what direct reads need."""
-_BLOCKS: dict[Packing, tuple[int, int, int]] = {
-    "float32": (1, 1, 4),
-    "bfloat16": (2, 2, 2),
-    "q8_0": (32, 1, 34),
-    "q4_0": (32, 1, 18),
-    "q4_k": (256, 1, 144),
-    "q6_k": (256, 1, 210),
-}
-"""Inputs of a column that lie together, the elements or blocks they are, and the bytes of each of those."""
-
-
-def _bits(packing: Packing) -> float:
-    """Bits of an element, its share of scales included."""
-    together, parts, nbytes = _BLOCKS[packing]
-    return 8 * nbytes * parts / together
-
-
-def packs(packing: Packing, inputs: int) -> bool:
-    """Whether a matrix of so many inputs can have this encoding: the quantized ones take whole blocks of them.
-
-    What q4_k and q6_k cannot take (256 inputs at a time), q8_0 mostly can (32).
-    """
-    return packing in ("", "float32", "bfloat16") or inputs % _BLOCKS[packing][0] == 0
-
-
-def packed_shape(packing: Packing, inputs: int, outputs: int, *, gated: bool = False) -> tuple[int, int]:
-    """A packed matrix as an array of bytes: (elements or blocks of the encoding, bytes of one).
-
-    The second number tells the encodings apart, even where two take the same memory. Panels have 32 outputs, or 16
-    gates and 16 ups. Raises ConfigError for inputs that are no whole blocks.
-    """
-    together, parts, nbytes = _BLOCKS[packing]
-    if not packs(packing, inputs):
-        raise ConfigError(
-            f"{packing} needs widths that are multiples of {together}, and the model has one of {inputs}",
-            f"Use --quantization-encoding {'q8_0, ' if together > 32 else ''}bfloat16 or float32.",
-        )
-    panels = -(-(outputs // 2) // (PANEL_COLUMNS // 2)) if gated else -(-outputs // PANEL_COLUMNS)
-    return panels * PANEL_COLUMNS * -(-inputs // together) * parts, nbytes
-
-
-def packing_of(shape: tuple[int, ...]) -> Packing:
-    """The encoding of a matrix packed in an array of this shape."""
-    return next(packing for packing, (_, _, nbytes) in _BLOCKS.items() if shape[-1] == nbytes)
-
-
-def packed_outputs(shape: tuple[int, ...], inputs: int) -> int:
-    """The outputs that a matrix packed in an array of this shape has room for: a multiple of PANEL_COLUMNS."""
-    together, parts, _ = _BLOCKS[packing_of(shape)]
-    return shape[0] // (-(-inputs // together) * parts)
 
 
 @dataclass(frozen=True)
@@ -192,7 +138,7 @@ def _packed(weight: Weight, packing: Packing, own: Mapping[str, Packing]) -> Ite
     # A part's outputs are told from its size, so that panels must be full; a matrix that would not fill them takes the
     # encoding that keeps all of its parts' values best.
     if len(set(encodings)) == 1 or any(width % PANEL_COLUMNS for width in weight.widths):
-        yield replace(weight, packed=max(encodings, key=_bits))
+        yield replace(weight, packed=max(encodings, key=bits_of))
         return
     parts = zip(encodings, weight.sources, weight.widths, strict=True)
     for index, (encoding, run) in enumerate(groupby(parts, key=itemgetter(0))):

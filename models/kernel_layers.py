@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import jax
 
 from ..compiler import TensorType
-from ..compiler.weights import Packing, Region, WeightTable
+from ..compiler.panels import Packing
+from ..compiler.weights import Region, WeightTable
 from .kernels import LAYER_WEIGHTS, Gate, decoder_layers
 
 _PREFIX = "blocks."

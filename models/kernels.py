@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compiler.weights import Packing, packed_outputs, packing_of
+from ..compiler.panels import Packing, packed_outputs, packing_of
 
 Gate = Literal["silu", "gelu_tanh", "gelu"]
 """The activation of a gated layer's gate; gelu is the exact one, by the error function."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from .. import ConfigError, ModelError
 from ..compiler.limits import CacheGroup, PageFormat, page_bytes
-from ..compiler.weights import Packing, Split, Weight, WeightTable
+from ..compiler.panels import Packing
+from ..compiler.weights import Split, Weight, WeightTable
 from .config_keys import boolean, number, optional, refuse_unsupported, require
 from .rope import Rope
 

@@ -89,28 +89,47 @@ def paged_attention(
     Returns (T, N * H) in q's dtype; what padding tokens get is unspecified.
     """
     tokens, heads, head_dim = q.shape
-    kv_heads = pages.shape[2]
     size = tile_tokens(tokens)
     limits = _Limits(softcap, window, jnp.full(heads, -jnp.inf) if sinks is None else sinks.astype(jnp.float32))
-    grouped = (q.astype(jnp.float32) * (head_dim**-0.5 if scale is None else scale)).reshape(
-        tokens, kv_heads, heads // kv_heads, head_dim
-    )
-    grouped = jnp.pad(grouped, ((0, size), (0, 0), (0, 0), (0, 0)))
-    rows = jnp.pad(rows, (0, size), constant_values=-1)
-    positions = jnp.pad(positions, (0, size))
+    step = _padded(q, rows, positions, head_dim**-0.5 if scale is None else scale, pages.shape[2], size)
 
     def attend_tile(i: jax.Array, out: jax.Array) -> jax.Array:
         start = tiles.starts[i]
-        row = rows[start]
-        mine = lax.dynamic_slice(rows, (start,), (size,)) == row
-        position = jnp.where(mine, lax.dynamic_slice(positions, (start,), (size,)), -1)
-        tile_q = lax.dynamic_slice(grouped, (start, 0, 0, 0), (size, *grouped.shape[1:]))
+        tile_q, row, position = step.tile(start, size)
         attended = _attend_pages(tile_q, position, pages, page_table[jnp.maximum(row, 0)], limits)
         # What lies behind the row's last token is overwritten by the next tile, which starts right there.
         return lax.dynamic_update_slice(out, attended, (start, 0))
 
     out = jnp.zeros((tokens + size, heads * head_dim), jnp.float32)
     return lax.fori_loop(0, tiles.num_tiles, attend_tile, out)[:tokens].astype(q.dtype)
+
+
+class _Queries(NamedTuple):
+    """A step's queries, times the scale, with so much padding that a tile can begin at any token.
+
+    q: (T + t, K, G, H) float32; rows, positions: (T + t,), row -1 for padding
+    """
+
+    q: jax.Array
+    rows: jax.Array
+    positions: jax.Array
+
+    def tile(self, start: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries from `start` on, the row of the first, and positions: -1 for the tokens of other rows."""
+        row = self.rows[start]
+        mine = lax.dynamic_slice(self.rows, (start,), (size,)) == row
+        position = jnp.where(mine, lax.dynamic_slice(self.positions, (start,), (size,)), -1)
+        return lax.dynamic_slice(self.q, (start, 0, 0, 0), (size, *self.q.shape[1:])), row, position
+
+
+def _padded(q: jax.Array, rows: jax.Array, positions: jax.Array, scale: float, kv_heads: int, size: int) -> _Queries:
+    tokens, heads, head_dim = q.shape
+    grouped = (q.astype(jnp.float32) * scale).reshape(tokens, kv_heads, heads // kv_heads, head_dim)
+    return _Queries(
+        jnp.pad(grouped, ((0, size), (0, 0), (0, 0), (0, 0))),
+        jnp.pad(rows, (0, size), constant_values=-1),
+        jnp.pad(positions, (0, size)),
+    )
 
 
 class _Limits(NamedTuple):

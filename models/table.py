@@ -11,7 +11,8 @@ from .. import UnsupportedArchitecture
 
 if TYPE_CHECKING:
     from ..compiler.limits import CacheGroup, PageFormat
-    from ..compiler.weights import Packing, Split, WeightTable
+    from ..compiler.panels import Packing
+    from ..compiler.weights import Split, WeightTable
 
 
 class Config(Protocol):

@@ -12,7 +12,8 @@ import numpy as np
 
 from .. import ConfigError, ModelError, WeightError
 from ..cache.config import CacheConfig
-from ..compiler.weights import Packing, WeightTable
+from ..compiler.panels import Packing
+from ..compiler.weights import WeightTable
 from . import gguf_index, gguf_names, safetensors_file
 from .checkpoint_files import INDEX, CheckpointFiles, read_object, shortened
 from .gguf_names import RopeOrder

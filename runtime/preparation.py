@@ -28,9 +28,10 @@ from ..compiler import Target, native
 from ..compiler.compat import is_lowered
 from ..compiler.dump import Dump
 from ..compiler.limits import Limits
+from ..compiler.panels import Packing
 from ..compiler.stored_stages import dump_stored_stages
 from ..compiler.targets.xla_options import Products, xla_options
-from ..compiler.weights import Element, Packing
+from ..compiler.weights import Element
 from .checkpoint import Checkpoint
 from .compilation import Compilation
 from .config import BatchConfig, ModelConfig

@@ -12,7 +12,8 @@ from ..cache.binding import checkpoint_identity
 from ..cache.store import Store
 from ..compiler import Target, native, threads
 from ..compiler.limits import PageFormat
-from ..compiler.weights import Element, Packing, WeightTable, packs
+from ..compiler.panels import Packing, packs
+from ..compiler.weights import Element, WeightTable
 from . import prepared
 from .arena import Arena
 from .checkpoint import Checkpoint

@@ -14,7 +14,8 @@ from .checkpoint import encoding_of
 from .tensor_stream import row_bytes
 
 if TYPE_CHECKING:
-    from ..compiler.weights import Packing, Weight
+    from ..compiler.panels import Packing
+    from ..compiler.weights import Weight
     from .checkpoint import Checkpoint
 
 _JOB_BYTES = 8 << 20

@@ -73,19 +73,30 @@ class ChatTemplate:
         """
         if not messages:
             raise RequestError("the conversation has no messages", "Send at least one message.")
-        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
-        variables = {
-            **self._special_tokens,
-            "documents": None,
-            **extra,
-            # Clients send content=null beside tool calls; templates expect a key that is not there.
-            "messages": [{key: value for key, value in message.items() if value is not None} for message in messages],
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        text = self._run(
+            "tool_use" if tools is not None and "tool_use" in self._templates else "default",
+            {
+                **self._special_tokens,
+                "documents": None,
+                **extra,
+                # Clients send content=null beside tool calls; templates expect a key that is not there.
+                "messages": [{key: value for key, value in each.items() if value is not None} for each in messages],
+                "tools": tools,
+                "add_generation_prompt": add_generation_prompt,
+            },
+        )
+        if len(text) > MAX_OUTPUT_CHARS:
+            raise RequestError(
+                f"the conversation makes a prompt of {len(text):,} characters; {MAX_OUTPUT_CHARS:,} are allowed",
+                "Send fewer or shorter messages.",
+            )
+        return text
+
+    def _run(self, name: str, variables: Mapping[str, Any]) -> str:
+        """What the template writes. Raises: RequestError for its own words, ModelError for a fault of it."""
         try:
             with metered(self._limit_s):
-                text = self._templates[name].render(variables)
+                return self._templates[name].render(variables)
         except _Refusal as refusal:
             raise RequestError(
                 f"the model's chat template refuses the conversation: {refusal}",
@@ -95,12 +106,6 @@ class ChatTemplate:
             raise _broken(name, f"stopped, because {limit}") from limit
         except Exception as error:  # a template can raise whatever its expressions raise
             raise _broken(name, f"failed with {type(error).__name__}: {error}") from error
-        if len(text) > MAX_OUTPUT_CHARS:
-            raise RequestError(
-                f"the conversation makes a prompt of {len(text):,} characters; {MAX_OUTPUT_CHARS:,} are allowed",
-                "Send fewer or shorter messages.",
-            )
-        return text
 
 
 class _Refusal(jinja2.TemplateError):

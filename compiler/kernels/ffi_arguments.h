@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 
 #include "kernels.h"
 #include "xla/ffi/api/ffi.h"
@@ -19,6 +20,18 @@ using Table = ffi::Buffer<ffi::S32, 2>;
 
 inline ffi::Error reported(const std::string& problem) {
   return problem.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(problem);
+}
+
+// A handler's arguments so far, and those of a step behind them.
+template <class Binding>
+auto with_step(Binding&& so_far) {
+  return std::forward<Binding>(so_far)
+      .template Arg<F32Matrix>()     // cos (T, rotary_dim / 2)
+      .template Arg<F32Matrix>()     // sin
+      .template Arg<Table>()         // page_table (rows, max_pages)
+      .template Arg<IndexVector>()   // rows (T,)
+      .template Arg<IndexVector>()   // positions (T,)
+      .template Arg<IndexVector>();  // slots (T,)
 }
 
 // What attention takes of a step, and the pages of a layer.

@@ -101,17 +101,11 @@ ffi::Error decoder_handler(F32Matrix x, Bytes weights, F32Matrix cos, F32Matrix 
 }
 
 auto decoder_binding() {
-  return ffi::Ffi::Bind()
-      .Arg<F32Matrix>()    // x (T, D)
-      .Arg<Bytes>()        // the weights of all layers
-      .Arg<F32Matrix>()    // cos (T, rotary_dim / 2)
-      .Arg<F32Matrix>()    // sin
-      .Arg<Table>()        // page_table (rows, max_pages)
-      .Arg<IndexVector>()  // rows (T,)
-      .Arg<IndexVector>()  // positions (T,)
-      .Arg<IndexVector>()  // slots (T,)
-      .RemainingArgs()     // the pages of each layer (P, 2, K, page_tokens, H), aliased to the results
-      .Ret<F32Matrix>()    // (T, D)
+  return with_step(ffi::Ffi::Bind()
+                       .Arg<F32Matrix>()  // x (T, D)
+                       .Arg<Bytes>())     // the weights of all layers
+      .RemainingArgs()   // the pages of each layer (P, 2, K, page_tokens, H), aliased to the results
+      .Ret<F32Matrix>()  // (T, D)
       .RemainingRets()
       .Attr<Numbers>("offsets")
       .Attr<Numbers>("encodings")

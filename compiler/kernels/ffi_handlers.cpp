@@ -203,17 +203,11 @@ auto add_rms_norm_binding() {
 }
 
 auto attention_binding() {
-  return ffi::Ffi::Bind()
-      .Arg<F32Matrix>()       // qkv (T, (N + 2 K) H)
-      .Arg<ffi::AnyBuffer>()  // pages (P, 2, K, page_tokens, H), aliased to the second result
-      .Arg<F32Matrix>()       // cos (T, rotary_dim / 2)
-      .Arg<F32Matrix>()       // sin
-      .Arg<Table>()           // page_table (rows, max_pages)
-      .Arg<IndexVector>()     // rows (T,)
-      .Arg<IndexVector>()     // positions (T,)
-      .Arg<IndexVector>()     // slots (T,)
-      .RemainingArgs()        // sinks (N,), or nothing
-      .Ret<F32Matrix>()       // (T, N H)
+  return with_step(ffi::Ffi::Bind()
+                       .Arg<F32Matrix>()        // qkv (T, (N + 2 K) H)
+                       .Arg<ffi::AnyBuffer>())  // pages (P, 2, K, page_tokens, H), aliased to the second result
+      .RemainingArgs()   // sinks (N,), or nothing
+      .Ret<F32Matrix>()  // (T, N H)
       .Ret<ffi::AnyBuffer>()
       .Attr<float>("scale")
       .Attr<float>("softcap")

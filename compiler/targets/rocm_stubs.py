@@ -92,50 +92,67 @@ def _text(data: mmap.mmap, at: int) -> str:
 # --- writing a stand-in --------------------------------------------------------------------------------------------
 
 
+_HEADERS, _SYMBOL, _FUNCTION = 64 + 4 * 56, 24, 16  # bytes of all headers, of a symbol, and of the code of a function
+_TEXT_BYTES, _MEMORY_BYTES = 3 * _FUNCTION, 64
+
+
+class _Layout:
+    """Where the parts of a stand-in lie in its file, and in memory: both are the same here."""
+
+    def __init__(self, num_functions: int, string_bytes: int) -> None:
+        self.symbols = _HEADERS
+        self.strings = self.symbols + _SYMBOL * (num_functions + 1)
+        self.hashes = _aligned(self.strings + string_bytes, 8)
+        # Two counts, one bucket, and a chain through all symbols.
+        self.text = _aligned(self.hashes + 4 * (2 + 1 + num_functions + 1), 16)
+        self.data = _aligned(self.text + _TEXT_BYTES, 4096)
+        tags = [(14, 1), (4, self.hashes), (5, self.strings), (6, self.symbols), (10, string_bytes), (11, _SYMBOL)]
+        self.dynamic = b"".join(struct.pack("<qQ", tag, value) for tag, value in [*tags, (0, 0)])
+        self.memory = self.data + len(self.dynamic)
+        self.end = self.memory + _MEMORY_BYTES
+
+    def headers(self) -> bytes:
+        """Of the file, then of the segments: code, data, dynamic section, and a stack that is not executed."""
+        text, data = self.text + _TEXT_BYTES, self.end - self.data
+        segments = [
+            (_PT_LOAD, 5, 0, 0, 0, text, text, 4096),
+            (_PT_LOAD, 6, self.data, self.data, self.data, data, data, 4096),
+            (_PT_DYNAMIC, 6, self.data, self.data, self.data, len(self.dynamic), len(self.dynamic), 8),
+            (_PT_GNU_STACK, 6, 0, 0, 0, 0, 0, 16),
+        ]
+        file = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, 4, 0, 0, 0)
+        return file + b"".join(struct.pack("<IIQQQQQQ", *segment) for segment in segments)
+
+
 def _shared_library(name: str, functions: list[str]) -> bytes:
     """An x86-64 ELF library called `name` that defines these functions: headers, symbols, code, then data."""
     strings = b"\0" + b"".join(symbol.encode() + b"\0" for symbol in [name, *functions])
-    code_at = {_ZERO: 0, _NO_DEVICE: 16}
-    headers, symbol_bytes = 64 + 4 * 56, 24 * (len(functions) + 1)
-    hash_words = 2 + 1 + len(functions) + 1  # one bucket, and a chain through all symbols
-    symbols_at = headers
-    strings_at = symbols_at + symbol_bytes
-    hash_at = _aligned(strings_at + len(strings), 8)
-    text_at = _aligned(hash_at + 4 * hash_words, 16)
-    data_at = _aligned(text_at + 48, 4096)
-    dynamic = [(14, 1), (4, hash_at), (5, strings_at), (6, symbols_at), (10, len(strings)), (11, 24), (0, 0)]
-    memory_at = data_at + 16 * len(dynamic)
-    end = memory_at + 64
-
+    layout = _Layout(len(functions), len(strings))
     # Text at the start of the memory, and zeros behind it for handles that are written through.
-    text = _ZERO.ljust(16, b"\xcc") + _NO_DEVICE.ljust(16, b"\xcc")
-    text += _ADDRESS + struct.pack("<i", memory_at - (text_at + 32 + 7)) + b"\xc3"
+    address = _ADDRESS + struct.pack("<i", layout.memory - (layout.text + 2 * _FUNCTION + 7)) + b"\xc3"
+    text = b"".join(code.ljust(_FUNCTION, b"\xcc") for code in (_ZERO, _NO_DEVICE)) + address
 
-    symbols, name_at = [bytes(24)], 1 + len(name) + 1
+    symbols, name_at = [bytes(_SYMBOL)], 1 + len(name) + 1
     for function in functions:
-        at = text_at + (32 if _gives_address(function) else code_at[_ZERO if _succeeds(function) else _NO_DEVICE])
-        symbols.append(struct.pack("<IBBHQQ", name_at, 0x12, 0, 1, at, 16))  # global function, in a section
+        which = 2 if _gives_address(function) else 0 if _succeeds(function) else 1
+        at = layout.text + which * _FUNCTION  # of a global function, in a section
+        symbols.append(struct.pack("<IBBHQQ", name_at, 0x12, 0, 1, at, _FUNCTION))
         name_at += len(function) + 1
 
-    image = bytearray(end)
-    image[:64] = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, 4, 0, 0, 0)
-    image[64:headers] = b"".join(
-        [
-            struct.pack("<IIQQQQQQ", _PT_LOAD, 5, 0, 0, 0, text_at + 48, text_at + 48, 4096),
-            struct.pack("<IIQQQQQQ", _PT_LOAD, 6, data_at, data_at, data_at, end - data_at, end - data_at, 4096),
-            struct.pack(
-                "<IIQQQQQQ", _PT_DYNAMIC, 6, data_at, data_at, data_at, 16 * len(dynamic), 16 * len(dynamic), 8
-            ),
-            struct.pack("<IIQQQQQQ", _PT_GNU_STACK, 6, 0, 0, 0, 0, 0, 16),
-        ]
-    )
     # One bucket whose chain visits every symbol in turn; symbol 0 stands for none.
     chain = [0, *range(2, len(functions) + 1), 0] if functions else [0]
-    table = struct.pack(f"<{hash_words}I", 1, len(functions) + 1, min(1, len(functions)), *chain)
-    for at, part in ((symbols_at, b"".join(symbols)), (strings_at, strings), (hash_at, table), (text_at, text)):
+    hashes = struct.pack(f"<{3 + len(chain)}I", 1, len(functions) + 1, min(1, len(functions)), *chain)
+    image = bytearray(layout.end)
+    for at, part in (
+        (0, layout.headers()),
+        (layout.symbols, b"".join(symbols)),
+        (layout.strings, strings),
+        (layout.hashes, hashes),
+        (layout.text, text),
+        (layout.data, layout.dynamic),
+        (layout.memory, b"stub\0"),
+    ):
         image[at : at + len(part)] = part
-    image[data_at:memory_at] = b"".join(struct.pack("<qQ", tag, value) for tag, value in dynamic)
-    image[memory_at : memory_at + 5] = b"stub\0"
     return bytes(image)
 
 

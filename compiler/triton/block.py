@@ -6,12 +6,11 @@ numpy does; numbers of Python take the other side's type. Everything emits at ML
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import e, log2
+from collections.abc import Callable
 from typing import Literal
 
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, math, scf
+from jaxlib.mlir.dialects import arith
 from jaxlib.triton import dialect as tt
 
 Number = int | float
@@ -65,51 +64,51 @@ class Block:
 
     def __add__(self, other: Block | Number) -> Block:
         if self.is_pointer:
-            pointer, offset = _alike(self, _block(other, element_type("int32")))
+            pointer, offset = alike(self, as_block(other, element_type("int32")))
             return Block(tt.addptr(pointer.value.type, pointer.value, offset.value))
-        return self._binary(other, arith.addi, arith.addf)
+        return self.binary(other, arith.addi, arith.addf)
 
     def __sub__(self, other: Block | Number) -> Block:
-        return self._binary(other, arith.subi, arith.subf)
+        return self.binary(other, arith.subi, arith.subf)
 
     def __mul__(self, other: Block | Number) -> Block:
-        return self._binary(other, arith.muli, arith.mulf)
+        return self.binary(other, arith.muli, arith.mulf)
 
     def __truediv__(self, other: Block | Number) -> Block:
-        return self._binary(other, None, arith.divf)
+        return self.binary(other, None, arith.divf)
 
     def __floordiv__(self, other: Block | Number) -> Block:
-        return self._binary(other, arith.divui, None)
+        return self.binary(other, arith.divui, None)
 
     def __mod__(self, other: Block | Number) -> Block:
-        return self._binary(other, arith.remui, None)
+        return self.binary(other, arith.remui, None)
 
     def __and__(self, other: Block) -> Block:
-        return self._binary(other, arith.andi, None)
+        return self.binary(other, arith.andi, None)
 
     def __or__(self, other: Block | Number) -> Block:
-        return self._binary(other, arith.ori, None)
+        return self.binary(other, arith.ori, None)
 
     def __xor__(self, other: Block | Number) -> Block:
-        return self._binary(other, arith.xori, None)
+        return self.binary(other, arith.xori, None)
 
     def __lshift__(self, other: Block | Number) -> Block:
-        return self._binary(other, arith.shli, None)
+        return self.binary(other, arith.shli, None)
 
     def __rshift__(self, other: Block | Number) -> Block:
-        return self._binary(other, arith.shrui, None)
+        return self.binary(other, arith.shrui, None)
 
     def __radd__(self, other: Number) -> Block:
-        return _block(other, self.element) + self
+        return as_block(other, self.element) + self
 
     def __rsub__(self, other: Number) -> Block:
-        return _block(other, self.element) - self
+        return as_block(other, self.element) - self
 
     def __rmul__(self, other: Number) -> Block:
-        return _block(other, self.element) * self
+        return as_block(other, self.element) * self
 
     def __rtruediv__(self, other: Number) -> Block:
-        return _block(other, self.element) / self
+        return as_block(other, self.element) / self
 
     def __lt__(self, other: Block | Number) -> Block:
         return self._compare(other, "slt", "olt")
@@ -145,11 +144,11 @@ class Block:
             convert = arith.extf if wider else arith.truncf
         else:
             convert = arith.sitofp
-        return Block(convert(_of_shape(self.shape, target), self.value))
+        return Block(convert(type_of(self.shape, target), self.value))
 
     def bits(self, dtype: Dtype) -> Block:
         """The same bits as another dtype of their size."""
-        return Block(tt.bitcast(_of_shape(self.shape, element_type(dtype)), self.value))
+        return Block(tt.bitcast(type_of(self.shape, element_type(dtype)), self.value))
 
     def max(self, axis: int) -> Block:
         """The largest along an axis, which goes away."""
@@ -163,14 +162,15 @@ class Block:
         """The sum along an axis, which goes away."""
         return self._reduce(axis, arith.addf if self.is_float else arith.addi)
 
-    def _binary(self, other: Block | Number, integers: Callable | None, floats: Callable | None) -> Block:
-        left, right = _alike(self, _block(other, self.element))
+    def binary(self, other: Block | Number, integers: Callable | None, floats: Callable | None) -> Block:
+        """The dialects' operation for integers or for floats, element by element; None where there is none."""
+        left, right = alike(self, as_block(other, self.element))
         operation = floats if left.is_float else integers
         assert operation is not None, f"not an operation of {left.element}"
         return Block(operation(left.value, right.value))
 
     def _compare(self, other: Block | Number, integers: str, floats: str) -> Block:
-        left, right = _alike(self, _block(other, self.element))
+        left, right = alike(self, as_block(other, self.element))
         if left.is_float:
             return Block(arith.cmpf(arith.CmpFPredicate[floats.upper()], left.value, right.value))
         return Block(arith.cmpi(arith.CmpIPredicate[integers], left.value, right.value))
@@ -183,112 +183,16 @@ class Block:
         return Block(reduce.results[0])
 
 
-# --- making and moving blocks --------------------------------------------------------------------------------------
-
-
-def program_id(axis: int) -> Block:
-    """The index of this program along an axis of the grid."""
-    return Block(tt.get_program_id(axis))
-
-
-def arange(size: int) -> Block:
-    """0, 1, ... as int32 (size,)."""
-    return Block(tt.make_range(_of_shape((size,), element_type("int32")), 0, size))
-
-
-def constant(number: Number, dtype: Dtype = "int32") -> Block:
-    """A scalar."""
-    return _block(number, element_type(dtype))
-
-
-def full(shape: tuple[int, ...], number: Number, dtype: Dtype) -> Block:
-    """A block of one number."""
-    type = element_type(dtype)
-    value = ir.FloatAttr.get(type, number) if isinstance(type, ir.FloatType) else ir.IntegerAttr.get(type, int(number))
-    return Block(arith.constant(_of_shape(shape, type), ir.DenseElementsAttr.get_splat(_of_shape(shape, type), value)))
-
-
-def load(pointer: Block, mask: Block | None = None, other: Number = 0) -> Block:
-    """What lies at the pointers; `other` where the mask is false, without touching memory."""
-    if mask is None:
-        return Block(tt.load(pointer.value))
-    pointer, mask = _alike(pointer, mask)
-    pointee = tt.PointerType(pointer.element).pointee_type
-    filling = Block(_splat(_block(other, pointee), pointer.shape).value)
-    return Block(tt.load(pointer.value, mask=mask.value, other=filling.value))
-
-
-def store(pointer: Block, value: Block, mask: Block | None = None) -> None:
-    """Writes to the pointers where the mask is true."""
-    shape = pointer.shape
-    tt.store(pointer.value, _broadcast(value, shape).value, mask=_broadcast(mask, shape).value if mask else None)
-
-
-def where(condition: Block, left: Block, right: Block | Number) -> Block:
-    """left or right, element by element."""
-    left, right = _alike(left, _block(right, left.element))
-    shape = _common_shape(condition.shape, left.shape)
-    return Block(
-        arith.select(_broadcast(condition, shape).value, _broadcast(left, shape).value, _broadcast(right, shape).value)
-    )
-
-
-def maximum(left: Block, right: Block | Number) -> Block:
-    """The larger, element by element."""
-    return left._binary(right, arith.maxsi, arith.maximumf)
-
-
-def minimum(left: Block, right: Block | Number) -> Block:
-    """The smaller, element by element."""
-    return left._binary(right, arith.minsi, arith.minimumf)
-
-
-def exp2(x: Block) -> Block:
-    """2 ** x."""
-    return Block(math.exp2(x.value))
-
-
-def rsqrt(x: Block) -> Block:
-    """1 / sqrt(x)."""
-    return Block(math.rsqrt(x.value))
-
-
-def tanh(x: Block) -> Block:
-    """The hyperbolic tangent, right within 1e-7; by exp2, as GPUs have no common instruction for it."""
-    return 1 - 2 / (exp2(x * (2 * log2(e))) + 1)
-
-
-def transpose(x: Block) -> Block:
-    """The transposed matrix."""
-    return Block(tt.trans(x.value, [1, 0]))
-
-
-def dot(left: Block, right: Block, to: Block) -> Block:
-    """left @ right + to. Operands in one dtype, sums in float32; float32 operands are multiplied as such."""
-    assert left.element == right.element, "operands of one dtype"
-    return Block(
-        tt.dot(left.value, right.value, to.value, input_precision=ir.IntegerAttr.get(element_type("int32"), 2))
-    )
-
-
-def loop(start: Block, stop: Block, carry: Sequence[Block], body: Callable[..., Sequence[Block]]) -> list[Block]:
-    """Calls body(i, *carry) for i = start, ..., stop - 1, each with what the one before returned; the last of it."""
-    one = constant(1)
-    operation = scf.ForOp(start.value, stop.value, one.value, [item.value for item in carry])
-    with ir.InsertionPoint(operation.body):
-        result = body(Block(operation.induction_variable), *map(Block, operation.inner_iter_args))
-        scf.yield_([item.value for item in result])
-    return [Block(value) for value in operation.results]
-
-
 # --- broadcasting --------------------------------------------------------------------------------------------------
 
 
-def _of_shape(shape: tuple[int, ...], element: ir.Type) -> ir.Type:
+def type_of(shape: tuple[int, ...], element: ir.Type) -> ir.Type:
+    """The MLIR type of a block, or of a scalar where the shape is ()."""
     return ir.RankedTensorType.get(shape, element) if shape else element
 
 
-def _block(x: Block | Number, element: ir.Type) -> Block:
+def as_block(x: Block | Number, element: ir.Type) -> Block:
+    """A number as a scalar of this type; blocks are left as they are."""
     if isinstance(x, Block):
         return x
     if isinstance(element, ir.FloatType):
@@ -296,25 +200,29 @@ def _block(x: Block | Number, element: ir.Type) -> Block:
     return Block(arith.constant(element, ir.IntegerAttr.get(element, int(x))))
 
 
-def _alike(left: Block, right: Block) -> tuple[Block, Block]:
-    shape = _common_shape(left.shape, right.shape)
-    return _broadcast(left, shape), _broadcast(right, shape)
+def alike(left: Block, right: Block) -> tuple[Block, Block]:
+    """Both in the shape that they have in common."""
+    shape = common_shape(left.shape, right.shape)
+    return broadcast(left, shape), broadcast(right, shape)
 
 
-def _common_shape(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+def common_shape(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    """What two shapes broadcast to; a scalar takes any."""
     if not left or not right:
         return left or right
     assert len(left) == len(right), f"blocks of {left} and {right}: say where the axes of size one are"
     return tuple(max(sizes) for sizes in zip(left, right, strict=True))
 
 
-def _broadcast(x: Block, shape: tuple[int, ...]) -> Block:
+def broadcast(x: Block, shape: tuple[int, ...]) -> Block:
+    """The block in a shape that it broadcasts to."""
     if x.shape == shape:
         return x
     if not x.shape:
-        return _splat(x, shape)
-    return Block(tt.broadcast(_of_shape(shape, x.element), x.value))
+        return splat(x, shape)
+    return Block(tt.broadcast(type_of(shape, x.element), x.value))
 
 
-def _splat(x: Block, shape: tuple[int, ...]) -> Block:
-    return Block(tt.splat(_of_shape(shape, x.element), x.value)) if shape else x
+def splat(x: Block, shape: tuple[int, ...]) -> Block:
+    """A scalar in every place of a block."""
+    return Block(tt.splat(type_of(shape, x.element), x.value)) if shape else x

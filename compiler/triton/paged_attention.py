@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..graph import TensorType
-from . import block as b
+from . import operations as op
 from .block import Block, Dtype
 from .kernel import Kernel, build
 
@@ -116,58 +116,93 @@ def paged_attention_kernel(about: Attention) -> Kernel:
     Results: (T, N H) in q's dtype; or with splits S their parts: sums of values (S, T, N, H), largest scores in units
     of log 2 and sums of weights (S, T, N), all float32.
     """
-    tokens, heads, head_dim = about.q.shape
+    tokens, heads, _ = about.q.shape
     kv_heads, splits = about.pool.shape[2], about.splits
 
     def body(*pointers: Block) -> None:
         q_at, pool_at, table_at, positions_at, tiles_at, first_page_at, *rest = pointers
         sinks_at = rest.pop(0) if about.has_sinks else None
-        tile, kv_head, split = (b.program_id(axis) for axis in range(3))
-        row, first, count, last = (b.load(tiles_at + (tile * 4 + i)) for i in range(4))
-        query, lane = b.arange(about.queries), b.arange(about.lanes)[None, :]
-        member = query // about.group
-        is_real = member < b.minimum(count, tokens_per_tile(tokens, about.group))
-        token, head = first + member, kv_head * about.group + query % about.group
-        at = token * heads + head
-        inside = is_real[:, None] & (lane < head_dim)
-        q = b.load(q_at + (at * head_dim)[:, None] + lane, inside).to(about.dtype)
-        position = b.load(positions_at + token, is_real, -1)
+        number, kv_head, split = (op.program_id(axis) for axis in range(3))
+        tile = _Tile.load(about, tiles_at, number, kv_head)
+        q = op.load(tile.elements(q_at, tile.at), tile.inside).to(about.dtype)
+        position = op.load(positions_at + tile.token, tile.is_real, -1)
 
-        view = _View(about, pool_at, table_at + row * about.page_table.shape[1], b.load(first_page_at), kv_head, last)
+        table_at = table_at + tile.row * about.page_table.shape[1]
+        view = _View(about, pool_at, table_at, op.load(first_page_at), kv_head, tile.last)
+        state = _beginning(about, None if sinks_at is None else op.load(sinks_at + tile.head, tile.is_real), split)
+        first_key = _first_key(about, position, tile.is_real, tile.last)
+        start, stop = _share(first_key // about.keys, (tile.last + about.keys) // about.keys, split, splits)
         state = _State(
-            b.full((about.queries,), _NOTHING, "float32"),
-            b.full((about.queries,), 0, "float32"),
-            b.full((about.queries, about.lanes), 0, "float32"),
-        )
-        if sinks_at is not None:  # a first key without a value, of the first split
-            sink = b.load(sinks_at + head, is_real) * _LOG2_E
-            state = state._replace(
-                peak=b.where(split < 1, sink, state.peak), total=b.where(split < 1, state.total + 1, state.total)
-            )
-        first_key = _first_key(about, position, is_real, last)
-        start, stop = _share(first_key // about.keys, (last + about.keys) // about.keys, split, splits)
-        state = _State(
-            *b.loop(start, stop, state, lambda i, *now: _visit(about, view, q, position, first_key, i, _State(*now)))
+            *op.loop(start, stop, state, lambda i, *now: _visit(about, view, q, position, first_key, i, _State(*now)))
         )
         if splits == 1:
-            result = state.acc / b.maximum(state.total, 1e-30)[:, None]
-            b.store(rest[0] + (at * head_dim)[:, None] + lane, result.to(about.q.dtype), inside)  # type: ignore[arg-type]
+            result = state.acc / op.maximum(state.total, 1e-30)[:, None]
+            op.store(tile.elements(rest[0], tile.at), result.to(about.q.dtype), tile.inside)  # type: ignore[arg-type]
             return
-        at = (split * tokens + token) * heads + head
-        for pointer, part, mask in zip(
-            (rest[0] + (at * head_dim)[:, None] + lane, rest[1] + at, rest[2] + at),
-            (state.acc, state.peak, state.total),
-            (inside, is_real, is_real),
-            strict=True,
-        ):
-            b.store(pointer, part, mask)
+        at = (split * tokens + tile.token) * heads + tile.head
+        op.store(tile.elements(rest[0], at), state.acc, tile.inside)
+        op.store(rest[1] + at, state.peak, tile.is_real)
+        op.store(rest[2] + at, state.total, tile.is_real)
 
+    operands, results = _types(about)
+    grid = (about.num_tiles, kv_heads, splits)
+    return build("paged_attention", operands, results, body, grid=grid, num_warps=about.warps, num_stages=3)
+
+
+def _types(about: Attention) -> tuple[list[TensorType], list[TensorType]]:
+    """Of operands and results."""
+    tokens, heads, head_dim = about.q.shape
     integers = [about.page_table.shape, (tokens,), (about.num_tiles, 4), (1,)]
     operands = [about.q, about.pool, *(TensorType("int32", shape) for shape in integers)]
     operands += [TensorType("float32", (heads,))] * about.has_sinks
-    results = [TensorType(about.q.dtype, (tokens, heads * head_dim))] if splits == 1 else list(_parts(about))
-    grid = (about.num_tiles, kv_heads, splits)
-    return build("paged_attention", operands, results, body, grid=grid, num_warps=about.warps, num_stages=3)
+    whole = TensorType(about.q.dtype, (tokens, heads * head_dim))
+    return operands, [whole] if about.splits == 1 else list(_parts(about))
+
+
+class _Tile(NamedTuple):
+    """The queries of a program: of its row, and for each of `queries` which token, head and place among all it has."""
+
+    row: Block
+    last: Block
+    """The last position that the tile sees."""
+    token: Block
+    head: Block
+    at: Block
+    is_real: Block
+    inside: Block
+    """Whether there is such a query, (queries,), and whether it has such an element, (queries, lanes)."""
+    lane: Block
+    head_dim: int
+
+    @staticmethod
+    def load(about: Attention, tiles_at: Block, number: Block, kv_head: Block) -> _Tile:
+        tokens, heads, head_dim = about.q.shape
+        row, first, count, last = (op.load(tiles_at + (number * 4 + i)) for i in range(4))
+        query, lane = op.arange(about.queries), op.arange(about.lanes)[None, :]
+        member = query // about.group
+        is_real = member < op.minimum(count, tokens_per_tile(tokens, about.group))
+        token, head = first + member, kv_head * about.group + query % about.group
+        at = token * heads + head
+        return _Tile(row, last, token, head, at, is_real, is_real[:, None] & (lane < head_dim), lane, head_dim)
+
+    def elements(self, pointer: Block, at: Block) -> Block:
+        """Of the queries at these places behind the pointer."""
+        return pointer + (at * self.head_dim)[:, None] + self.lane
+
+
+def _beginning(about: Attention, sink: Block | None, split: Block) -> _State:
+    """Before any key; a sink is a first one without a value, of the first split."""
+    state = _State(
+        op.full((about.queries,), _NOTHING, "float32"),
+        op.full((about.queries,), 0, "float32"),
+        op.full((about.queries, about.lanes), 0, "float32"),
+    )
+    if sink is None:
+        return state
+    return state._replace(
+        peak=op.where(split < 1, sink * _LOG2_E, state.peak),
+        total=op.where(split < 1, state.total + 1, state.total),
+    )
 
 
 class _View(NamedTuple):
@@ -183,21 +218,21 @@ class _View(NamedTuple):
     def load(self, key: Block, visible: Block) -> tuple[Block, Block]:
         """Keys and values (keys, lanes) at positions (keys,); zeros where not visible, whatever lies there."""
         _, _, kv_heads, page_tokens, head_dim = self.about.pool.shape
-        page = b.load(self.table_at + key // page_tokens, visible) + self.first_page
+        page = op.load(self.table_at + key // page_tokens, visible) + self.first_page
         # A pool may have more than 2**31 elements.
         row = (page.to("int64") * (2 * kv_heads) + self.kv_head.to("int64")) * page_tokens
-        lane = b.arange(self.about.lanes)[None, :]
+        lane = op.arange(self.about.lanes)[None, :]
         at = self.pool_at + ((row + (key % page_tokens).to("int64")) * head_dim)[:, None] + lane
         inside = visible[:, None] & (lane < head_dim)
         values_at = at + kv_heads * page_tokens * head_dim
-        return b.load(at, inside).to(self.about.dtype), b.load(values_at, inside).to(self.about.dtype)
+        return op.load(at, inside).to(self.about.dtype), op.load(values_at, inside).to(self.about.dtype)
 
 
 def _first_key(about: Attention, position: Block, is_real: Block, last: Block) -> Block:
     """The first position that some query of the tile sees."""
     if not about.window:
-        return b.constant(0)
-    return b.maximum(b.where(is_real, position, last).min(0) - (about.window - 1), 0)
+        return op.constant(0)
+    return op.maximum(op.where(is_real, position, last).min(0) - (about.window - 1), 0)
 
 
 def _share(start: Block, stop: Block, split: Block, splits: int) -> tuple[Block, Block]:
@@ -206,31 +241,31 @@ def _share(start: Block, stop: Block, split: Block, splits: int) -> tuple[Block,
         return start, stop
     each = (stop - start + (splits - 1)) // splits
     own = start + split * each
-    return own, b.minimum(own + each, stop)
+    return own, op.minimum(own + each, stop)
 
 
 def _visit(
     about: Attention, view: _View, q: Block, position: Block, first_key: Block, i: Block, state: _State
 ) -> _State:
     """The state after the i-th keys."""
-    key = i * about.keys + b.arange(about.keys)
+    key = i * about.keys + op.arange(about.keys)
     visible = key <= view.last
     if about.window:  # the pages in front of it may be another row's by now
         visible = visible & (key >= first_key)
     k, v = view.load(key, visible)
-    scores = b.dot(q, b.transpose(k), b.full((about.queries, about.keys), 0, "float32"))
+    scores = op.dot(q, op.transpose(k), op.full((about.queries, about.keys), 0, "float32"))
     if about.softcap:
-        scores = b.tanh(scores * (about.scale / about.softcap)) * (about.softcap * _LOG2_E)
+        scores = op.tanh(scores * (about.scale / about.softcap)) * (about.softcap * _LOG2_E)
     else:
         scores = scores * (about.scale * _LOG2_E)
     seen = key[None, :] <= position[:, None]
     if about.window:
         seen = seen & (key[None, :] > position[:, None] - about.window)
-    scores = b.where(seen, scores, -math.inf)
-    peak = b.maximum(state.peak, scores.max(1))
-    weights, shrink = b.exp2(scores - peak[:, None]), b.exp2(state.peak - peak)
+    scores = op.where(seen, scores, -math.inf)
+    peak = op.maximum(state.peak, scores.max(1))
+    weights, shrink = op.exp2(scores - peak[:, None]), op.exp2(state.peak - peak)
     total = state.total * shrink + weights.sum(1)
-    return _State(peak, total, b.dot(weights.to(about.dtype), v, state.acc * shrink[:, None]))
+    return _State(peak, total, op.dot(weights.to(about.dtype), v, state.acc * shrink[:, None]))
 
 
 @functools.cache
@@ -239,27 +274,23 @@ def combine_kernel(about: Attention) -> Kernel:
     tokens, heads, head_dim = about.q.shape
 
     def body(acc_at: Block, peak_at: Block, total_at: Block, out_at: Block) -> None:
-        head = b.program_id(1) * _HEADS_PER_COMBINE + b.arange(_HEADS_PER_COMBINE)
-        lane = b.arange(about.lanes)[None, :]
+        head = op.program_id(1) * _HEADS_PER_COMBINE + op.arange(_HEADS_PER_COMBINE)
+        lane = op.arange(about.lanes)[None, :]
         known, inside = head < heads, (head < heads)[:, None] & (lane < head_dim)
-        places = [(b.program_id(0) + split * tokens) * heads + head for split in range(about.splits)]
-        peaks = [b.load(peak_at + at, known) for at in places]
-        peak = functools.reduce(b.maximum, peaks)
-        shares = [b.exp2(part - peak) for part in peaks]
-        totals = [share * b.load(total_at + at, known) for share, at in zip(shares, places, strict=True)]
-        sums = [b.load(acc_at + (at * head_dim)[:, None] + lane, inside) for at in places]
-        acc = _sum([share[:, None] * part for share, part in zip(shares, sums, strict=True)])
-        total = _sum(totals)
-        result = acc / b.maximum(total, 1e-30)[:, None]
-        b.store(out_at + (places[0] * head_dim)[:, None] + lane, result.to(about.q.dtype), inside)  # type: ignore
+        places = [(op.program_id(0) + split * tokens) * heads + head for split in range(about.splits)]
+        peaks = [op.load(peak_at + at, known) for at in places]
+        peak = functools.reduce(op.maximum, peaks)
+        shares = [op.exp2(part - peak) for part in peaks]
+        totals = [share * op.load(total_at + at, known) for share, at in zip(shares, places, strict=True)]
+        sums = [op.load(acc_at + (at * head_dim)[:, None] + lane, inside) for at in places]
+        acc = functools.reduce(operator.add, (share[:, None] * part for share, part in zip(shares, sums, strict=True)))
+        total = functools.reduce(operator.add, totals)
+        result = acc / op.maximum(total, 1e-30)[:, None]
+        op.store(out_at + (places[0] * head_dim)[:, None] + lane, result.to(about.q.dtype), inside)  # type: ignore
 
     result = TensorType(about.q.dtype, (tokens, heads * head_dim))
     grid = (tokens, -(-heads // _HEADS_PER_COMBINE), 1)
     return build("combine_attention", _parts(about), [result], body, grid=grid)
-
-
-def _sum(blocks: list[Block]) -> Block:
-    return functools.reduce(operator.add, blocks)
 
 
 def _parts(about: Attention) -> tuple[TensorType, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 
 from ..graph import TensorType
-from . import block as b
+from . import operations as op
 from .block import Block
 from .kernel import Kernel, build
 
@@ -27,17 +27,17 @@ def rms_norm_kernel(x: TensorType, weight: TensorType, eps: float, *, adds: bool
 
     def body(x_at: Block, *pointers: Block) -> None:
         delta_at, weight_at, total_at, out_at = pointers if adds else (None, pointers[0], None, pointers[1])
-        lane = b.arange(lanes)
-        inside, at = lane < width, b.program_id(0) * width + lane
-        row = b.load(x_at + at, inside).to("float32")
+        lane = op.arange(lanes)
+        inside, at = lane < width, op.program_id(0) * width + lane
+        row = op.load(x_at + at, inside).to("float32")
         if delta_at is not None and total_at is not None:
-            total = (row + b.load(delta_at + at, inside).to("float32")).to(x.dtype)  # type: ignore[arg-type]
-            b.store(total_at + at, total, inside)
+            total = (row + op.load(delta_at + at, inside).to("float32")).to(x.dtype)  # type: ignore[arg-type]
+            op.store(total_at + at, total, inside)
             row = total.to("float32")
-        scale = b.rsqrt((row * row).sum(0) / width + eps)
+        scale = op.rsqrt((row * row).sum(0) / width + eps)
         normed = (row * scale).to(x.dtype).to("float32")  # type: ignore[arg-type]
-        scaled = normed * b.load(weight_at + lane, inside).to("float32")
-        b.store(out_at + at, scaled.to(x.dtype), inside)  # type: ignore[arg-type]
+        scaled = normed * op.load(weight_at + lane, inside).to("float32")
+        op.store(out_at + at, scaled.to(x.dtype), inside)  # type: ignore[arg-type]
 
     warps = min(_MAX_WARPS, max(1, lanes // _LANES_PER_WARP))
     operands, results = [*[x] * (1 + adds), weight], [x] * (1 + adds)

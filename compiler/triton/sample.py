@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from ..graph import TensorType
 from ..sampling import NUMBERS, SETTINGS
-from . import block as b
-from .block import Block
+from . import operations as op
+from .block import Block, Dtype
 from .kernel import Kernel, build
 
 _LOG2_E = math.log2(math.e)
@@ -41,20 +41,20 @@ class _Row:
 
     def part(self, i: Block) -> tuple[Block, Block]:
         """The i-th elements and their indices, both (lanes,); -inf behind the end."""
-        index = i * self.lanes + b.arange(self.lanes)
-        return b.load(self.start + index, index < self.width, -math.inf), index
+        index = i * self.lanes + op.arange(self.lanes)
+        return op.load(self.start + index, index < self.width, -math.inf), index
 
     def go(
         self, carry: Sequence[Block], visit: Callable[..., Sequence[Block]], only_if: Block | None = None
     ) -> list[Block]:
         """Carries what `visit(elements, indices, *carry)` gives over the row, or leaves it where `only_if` is false."""
-        turns = b.constant(-(-self.width // self.lanes))
+        turns = op.constant(-(-self.width // self.lanes))
         if only_if is not None:
-            turns = b.where(only_if, turns, 0)
-        return b.loop(b.constant(0), turns, carry, lambda i, *now: visit(*self.part(i), *now))
+            turns = op.where(only_if, turns, 0)
+        return op.loop(op.constant(0), turns, carry, lambda i, *now: visit(*self.part(i), *now))
 
-    def full(self, number: float, dtype: b.Dtype) -> Block:
-        return b.full((self.lanes,), number, dtype)
+    def full(self, number: float, dtype: Dtype) -> Block:
+        return op.full((self.lanes,), number, dtype)
 
 
 def _lanes(width: int) -> int:
@@ -76,8 +76,8 @@ class _Draw:
     def weights(self, x: Block, least_key: Block) -> Block:
         """exp((x - peak) / temperature), or 0 for elements whose key is below."""
         # Relative to the peak first: a small temperature then makes the others -inf, and not the peak inf.
-        weights = b.exp2((x - self.peak) / self.temperature * _LOG2_E)
-        return b.where(_keys(x) >= least_key, weights, 0.0)
+        weights = op.exp2((x - self.peak) / self.temperature * _LOG2_E)
+        return op.where(_keys(x) >= least_key, weights, 0.0)
 
 
 @functools.cache
@@ -86,9 +86,9 @@ def argmax_kernel(logits: TensorType, num_ids: int) -> Kernel:
     rows, width = logits.shape
 
     def body(logits_at: Block, out_at: Block) -> None:
-        is_row, place = b.program_id(0) < rows, b.minimum(b.program_id(0), rows - 1)
+        is_row, place = op.program_id(0) < rows, op.minimum(op.program_id(0), rows - 1)
         row = _Row(logits_at + place.to("int64") * width, width)
-        b.store(out_at + b.program_id(0), b.where(is_row, _first(row, _peak(row, is_row), is_row), 0))
+        op.store(out_at + op.program_id(0), op.where(is_row, _first(row, _peak(row, is_row), is_row), 0))
 
     ids = TensorType("int32", (num_ids,))
     return build("argmax", [logits], [ids], body, grid=(num_ids, 1, 1), num_warps=_warps(width))
@@ -104,20 +104,20 @@ def sample_kernel(logits: TensorType, num_ids: int) -> Kernel:
     rows, width = logits.shape
 
     def body(logits_at: Block, settings_at: Block, numbers_at: Block, u_at: Block, out_at: Block) -> None:
-        is_row, place = b.program_id(0) < rows, b.minimum(b.program_id(0), rows - 1)
+        is_row, place = op.program_id(0) < rows, op.minimum(op.program_id(0), rows - 1)
         temperature, top_p, min_p = (
-            b.load(settings_at + (place * len(SETTINGS) + SETTINGS.index(name)))
+            op.load(settings_at + (place * len(SETTINGS) + SETTINGS.index(name)))
             for name in ("temperature", "top_p", "min_p")
         )
-        top_k = b.load(numbers_at + (place * len(NUMBERS) + NUMBERS.index("top_k")))
+        top_k = op.load(numbers_at + (place * len(NUMBERS) + NUMBERS.index("top_k")))
         row = _Row(logits_at + place.to("int64") * width, width)
         peak, is_drawn = _peak(row, is_row), is_row & (temperature > 0)
         greedy = _first(row, peak, is_row & (temperature <= 0))
-        draw = _Draw(row, peak, b.where(is_drawn, temperature, 1.0))
+        draw = _Draw(row, peak, op.where(is_drawn, temperature, 1.0))
         least_key = _top_k_key(row, top_k, is_drawn & (top_k > 0))
-        least_weight = b.maximum(_top_p_weight(draw, least_key, top_p, is_drawn & (top_p < 1)), min_p)
-        drawn = _inverse_cdf(draw, least_key, least_weight, b.load(u_at + place), is_drawn)
-        b.store(out_at + b.program_id(0), b.where(is_row, b.where(is_drawn, drawn, greedy), 0))
+        least_weight = op.maximum(_top_p_weight(draw, least_key, top_p, is_drawn & (top_p < 1)), min_p)
+        drawn = _inverse_cdf(draw, least_key, least_weight, op.load(u_at + place), is_drawn)
+        op.store(out_at + op.program_id(0), op.where(is_row, op.where(is_drawn, drawn, greedy), 0))
 
     operands = [
         logits, TensorType("float32", (rows, len(SETTINGS))), TensorType("int32", (rows, len(NUMBERS))),
@@ -129,8 +129,8 @@ def sample_kernel(logits: TensorType, num_ids: int) -> Kernel:
 
 def _keys(x: Block) -> Block:
     """Floats as int32 of the same order; both zeros are 0."""
-    bits = b.where((x < 0) | (x > 0), x, 0.0).bits("int32")
-    return b.where(bits < 0, bits ^ _REST, bits)
+    bits = op.where((x < 0) | (x > 0), x, 0.0).bits("int32")
+    return op.where(bits < 0, bits ^ _REST, bits)
 
 
 def _top_k_key(row: _Row, top_k: Block, only_if: Block) -> Block:
@@ -140,9 +140,9 @@ def _top_k_key(row: _Row, top_k: Block, only_if: Block) -> Block:
         steps = _steps(found, shift)
 
         def count(x: Block, _: Block, *counts: Block) -> list[Block]:
-            keys, one = _keys(x), b.constant(1)
+            keys, one = _keys(x), op.constant(1)
             each = zip(counts, steps, strict=True)
-            return [so_far + b.where(keys >= (least ^ _SIGN), one, 0) for so_far, least in each]
+            return [so_far + op.where(keys >= (least ^ _SIGN), one, 0) for so_far, least in each]
 
         counts = row.go([row.full(0, "int32")] * len(steps), count)
         return _last_of(found, steps, [so_far.sum(0) >= top_k for so_far in counts])
@@ -167,13 +167,13 @@ def _top_p_weight(draw: _Draw, least_key: Block, top_p: Block, only_if: Block) -
         def add(x: Block, _: Block, *sums: Block) -> list[Block]:
             weights = draw.weights(x, least_key)
             each = zip(sums, steps, strict=True)
-            return [so_far + b.where(weights >= least.bits("float32"), weights, 0.0) for so_far, least in each]
+            return [so_far + op.where(weights >= least.bits("float32"), weights, 0.0) for so_far, least in each]
 
         sums = row.go([row.full(0, "float32")] * len(steps), add)
         return _last_of(found, steps, [so_far.sum(0) >= wanted for so_far in sums])
 
     # Of a top_p of 0 the most likely token is left, which weighs 1.
-    return b.minimum(_highest_bits_first(_WEIGHT_BITS, narrow, only_if).bits("float32"), 1.0)
+    return op.minimum(_highest_bits_first(_WEIGHT_BITS, narrow, only_if).bits("float32"), 1.0)
 
 
 def _highest_bits_first(width: int, narrow: Callable[[Block, Block], Sequence[Block]], only_if: Block) -> Block:
@@ -182,34 +182,34 @@ def _highest_bits_first(width: int, narrow: Callable[[Block, Block], Sequence[Bl
     def turn(i: Block, found: Block) -> Sequence[Block]:
         return narrow(found, (width - _BITS) - i * _BITS)
 
-    turns = b.where(only_if, b.constant(width // _BITS), 0)
-    return b.loop(b.constant(0), turns, [b.constant(0)], turn)[0]
+    turns = op.where(only_if, op.constant(width // _BITS), 0)
+    return op.loop(op.constant(0), turns, [op.constant(0)], turn)[0]
 
 
 def _steps(found: Block, shift: Block) -> list[Block]:
     """The values that the next bits can make of those found so far, but for no change."""
-    return [found | (b.constant(bits) << shift) for bits in range(1, 1 << _BITS)]
+    return [found | (op.constant(bits) << shift) for bits in range(1, 1 << _BITS)]
 
 
 def _last_of(found: Block, steps: Sequence[Block], holds: Sequence[Block]) -> list[Block]:
     """The last of ascending steps that holds, or what is found already."""
     for step, is_it in zip(steps, holds, strict=True):
-        found = b.where(is_it, step, found)
+        found = op.where(is_it, step, found)
     return [found]
 
 
 def _peak(row: _Row, only_if: Block) -> Block:
     """The largest of a row, or NaN where one is."""
-    (peaks,) = row.go([row.full(-math.inf, "float32")], lambda x, _, peaks: [b.maximum(peaks, x)], only_if)
+    (peaks,) = row.go([row.full(-math.inf, "float32")], lambda x, _, peaks: [op.maximum(peaks, x)], only_if)
     return peaks.max(0)
 
 
 def _first(row: _Row, peak: Block, only_if: Block) -> Block:
     """The first index of the largest, or -1 where that is NaN."""
     none = row.full(_REST, "int32")
-    (found,) = row.go([none], lambda x, index, found: [b.minimum(found, b.where(x >= peak, index, none))], only_if)
+    (found,) = row.go([none], lambda x, index, found: [op.minimum(found, op.where(x >= peak, index, none))], only_if)
     first = found.min(0)
-    return b.where(first < row.width, first, -1)
+    return op.where(first < row.width, first, -1)
 
 
 def _inverse_cdf(draw: _Draw, least_key: Block, least_weight: Block, u: Block, only_if: Block) -> Block:
@@ -218,30 +218,30 @@ def _inverse_cdf(draw: _Draw, least_key: Block, least_weight: Block, u: Block, o
 
     def kept(x: Block) -> Block:
         weights = draw.weights(x, least_key)
-        return b.where(weights >= least_weight, weights, 0.0)
+        return op.where(weights >= least_weight, weights, 0.0)
 
     # Both passes add up the same parts in the same order, so that the second passes the target where the total does.
-    zero = b.constant(0, "float32")
+    zero = op.constant(0, "float32")
     (total,) = row.go([zero], lambda x, _, total: [total + kept(x).sum(0)], only_if)
     target = total * u
 
     def look(x: Block, index: Block, running: Block, before: Block, part: Block) -> list[Block]:
         after = running + kept(x).sum(0)
         is_here = (running <= target) & (after > target)
-        return [after, b.where(is_here, running, before), b.where(is_here, index.min(0) // row.lanes, part)]
+        return [after, op.where(is_here, running, before), op.where(is_here, index.min(0) // row.lanes, part)]
 
-    _, before, part = row.go([zero, zero, b.constant(0)], look, only_if)
+    _, before, part = row.go([zero, zero, op.constant(0)], look, only_if)
     x, _ = row.part(part)
-    weights, lane = kept(x), b.arange(row.lanes)
+    weights, lane = kept(x), op.arange(row.lanes)
 
     def turn(i: Block, found: Block) -> list[Block]:
-        more = found | (b.constant(row.lanes // 2) >> i)
-        return [b.where(before + b.where(lane < more, weights, 0.0).sum(0) <= target, more, found)]
+        more = found | (op.constant(row.lanes // 2) >> i)
+        return [op.where(before + op.where(lane < more, weights, 0.0).sum(0) <= target, more, found)]
 
     # How many elements of the part may come before the sum passes; with one more it does, so that one has a weight.
     turns = row.lanes.bit_length() - 1
-    (count,) = b.loop(b.constant(0), b.where(only_if, b.constant(turns), 0), [b.constant(0)], turn)
-    return b.where(total > 0, part * row.lanes + count, -1)
+    (count,) = op.loop(op.constant(0), op.where(only_if, op.constant(turns), 0), [op.constant(0)], turn)
+    return op.where(total > 0, part * row.lanes + count, -1)
 
 
 @functools.cache
@@ -257,13 +257,13 @@ def highest_kernel(logits: TensorType, num_ids: int, num_top: int) -> Kernel:
     def body(
         logits_at: Block, ids_at: Block, top_ids_at: Block, top_at: Block, chosen_at: Block, sum_at: Block
     ) -> None:
-        place = b.program_id(0)
+        place = op.program_id(0)
         row = _Row(logits_at + place.to("int64") * width, width)
 
         def values(x: Block, index: Block) -> Block:
             """Finite ones, and -inf behind the end."""
-            number = b.where(x <= math.inf, x, -_LARGEST)
-            return b.where(index < width, b.minimum(b.maximum(number, -_LARGEST), _LARGEST), -math.inf)
+            number = op.where(x <= math.inf, x, -_LARGEST)
+            return op.where(index < width, op.minimum(op.maximum(number, -_LARGEST), _LARGEST), -math.inf)
 
         def best(i: Block, last: Block, last_at: Block) -> list[Block]:
             """The first of the highest behind the last one found."""
@@ -271,26 +271,26 @@ def highest_kernel(logits: TensorType, num_ids: int, num_top: int) -> Kernel:
             def better(x: Block, index: Block, highest: Block, at: Block) -> list[Block]:
                 x = values(x, index)
                 is_better = ((x < last) | ((x <= last) & (index > last_at))) & (x > highest)
-                return [b.where(is_better, x, highest), b.where(is_better, index, at)]
+                return [op.where(is_better, x, highest), op.where(is_better, index, at)]
 
             lanes, lanes_at = row.go([row.full(-math.inf, "float32"), row.full(_REST, "int32")], better)
             highest = lanes.max(0)
-            at = b.where(lanes >= highest, lanes_at, _REST).min(0)
-            b.store(top_at + (place * num_top + i), highest)
-            b.store(top_ids_at + (place * num_top + i), at)
+            at = op.where(lanes >= highest, lanes_at, _REST).min(0)
+            op.store(top_at + (place * num_top + i), highest)
+            op.store(top_ids_at + (place * num_top + i), at)
             return [highest, at]
 
-        b.loop(b.constant(0), b.constant(num_top), [b.constant(math.inf, "float32"), b.constant(-1)], best)
-        (peaks,) = row.go([row.full(-math.inf, "float32")], lambda x, at, peaks: [b.maximum(peaks, values(x, at))])
+        op.loop(op.constant(0), op.constant(num_top), [op.constant(math.inf, "float32"), op.constant(-1)], best)
+        (peaks,) = row.go([row.full(-math.inf, "float32")], lambda x, at, peaks: [op.maximum(peaks, values(x, at))])
         peak = peaks.max(0)
 
         def add(x: Block, index: Block, total: Block) -> list[Block]:
-            return [total + b.exp2((values(x, index) - peak) * _LOG2_E)]
+            return [total + op.exp2((values(x, index) - peak) * _LOG2_E)]
 
         (total,) = row.go([row.full(0, "float32")], add)
-        b.store(sum_at + place, total.sum(0))
-        id = b.maximum(b.load(ids_at + place), 0)
-        b.store(chosen_at + place, values(b.load(row.start + id), id))
+        op.store(sum_at + place, total.sum(0))
+        id = op.maximum(op.load(ids_at + place), 0)
+        op.store(chosen_at + place, values(op.load(row.start + id), id))
 
     each, highest = TensorType("float32", (rows,)), (rows, num_top)
     results = [TensorType("int32", highest), TensorType("float32", highest), each, each]

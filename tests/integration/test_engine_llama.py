@@ -22,7 +22,8 @@ from max.compiler import Target
 from max.compiler.artifact import Options, compile_module
 from max.compiler.limits import Limits
 from max.compiler.native import library
-from max.compiler.weights import Element, Packing
+from max.compiler.panels import Packing
+from max.compiler.weights import Element
 from max.models import kernels, text_graphs
 from max.models.build import build_text_pipeline
 from max.models.llama_config import Config

@@ -23,7 +23,8 @@ from max.cache import mef
 from max.compiler import Module, Target, native
 from max.compiler.artifact import Options, compile_module
 from max.compiler.limits import Limits
-from max.compiler.weights import Packing, WeightTable
+from max.compiler.panels import Packing
+from max.compiler.weights import WeightTable
 from max.models.llama import Llama
 from max.models.llama_config import Config
 from max.models.text_graphs import StepBuilder

@@ -13,7 +13,7 @@ import pytest
 from max.compiler.native import ISAS, Library, library
 from max.compiler.native_functions import Epilogue
 from max.compiler.native_packing import BLOCKS, QuantizedEncoding
-from max.compiler.weights import packed_shape, packing_of, packs
+from max.compiler.panels import packed_shape, packing_of, packs
 
 KERNELS = library()
 if KERNELS is None:

@@ -14,16 +14,18 @@ from jax.interpreters import mlir
 from jaxlib.triton import dialect as tt
 
 from max.compiler.graph import TensorType
-from max.compiler.triton import block as b
-from max.compiler.triton.interpreter import IllegalAccess, interpret
+from max.compiler.triton import operations as op
+from max.compiler.triton.block import Block
+from max.compiler.triton.interpreter import interpret
 from max.compiler.triton.kernel import Kernel, build
+from max.compiler.triton.numpy_operations import IllegalAccess
 
 F32 = TensorType("float32", (8, 16))
 VECTOR = TensorType("float32", (8,))
 
 
-def rows(pointer: b.Block) -> b.Block:
-    return pointer + b.arange(8)[:, None] * 16 + b.arange(16)[None, :]
+def rows(pointer: Block) -> Block:
+    return pointer + op.arange(8)[:, None] * 16 + op.arange(16)[None, :]
 
 
 def kernel_of(body: Callable[..., None], operands: list[TensorType], result: TensorType, programs: int = 1) -> Kernel:
@@ -39,28 +41,28 @@ def normal(*shape: int) -> np.ndarray:
     [
         (lambda x: x * 2 + 1, lambda x: x * 2 + 1),
         (lambda x: 1 - x / 3, lambda x: 1 - x / np.float32(3)),
-        (b.exp2, np.exp2),
-        (b.tanh, np.tanh),
-        (lambda x: b.where(x < 0.25, x, 7), lambda x: np.where(x < 0.25, x, 7)),
-        (lambda x: b.where((x >= -1) & (x <= 1), 0 * x, x), lambda x: np.where(abs(x) <= 1, 0, x)),
-        (lambda x: b.maximum(x, 0) - b.minimum(x, 0.5), lambda x: np.maximum(x, 0) - np.minimum(x, 0.5)),
+        (op.exp2, np.exp2),
+        (op.tanh, np.tanh),
+        (lambda x: op.where(x < 0.25, x, 7), lambda x: np.where(x < 0.25, x, 7)),
+        (lambda x: op.where((x >= -1) & (x <= 1), 0 * x, x), lambda x: np.where(abs(x) <= 1, 0, x)),
+        (lambda x: op.maximum(x, 0) - op.minimum(x, 0.5), lambda x: np.maximum(x, 0) - np.minimum(x, 0.5)),
         (lambda x: x - x.max(1)[:, None], lambda x: x - x.max(1, keepdims=True)),
         (lambda x: x + x.sum(0)[None, :] * x.min(0)[None, :], lambda x: x + x.sum(0) * x.min(0)),
         (lambda x: x.to("bfloat16").to("float32"), lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32)),
     ],
 )
 def test_arithmetic_is_that_of_numpy(compute: Callable, expected: Callable) -> None:
-    kernel = kernel_of(lambda x, out: b.store(rows(out), compute(b.load(rows(x)))), [F32], F32)
+    kernel = kernel_of(lambda x, out: op.store(rows(out), compute(op.load(rows(x)))), [F32], F32)
     x = normal(8, 16)
     np.testing.assert_allclose(interpret(kernel, x)[0], expected(x), rtol=1e-6, atol=1e-6)
 
 
 def test_bits_are_those_of_numpy() -> None:
-    def body(x: b.Block, out: b.Block) -> None:
-        bits = b.load(x + b.arange(8)).bits("int32")
-        ways = [bits ^ -1, bits | 5, bits << 3, bits >> 7, b.where(bits < 0, b.constant(1), 0)]
+    def body(x: Block, out: Block) -> None:
+        bits = op.load(x + op.arange(8)).bits("int32")
+        ways = [bits ^ -1, bits | 5, bits << 3, bits >> 7, op.where(bits < 0, op.constant(1), 0)]
         for way, each in enumerate(ways):
-            b.store(out + (way * 8 + b.arange(8)), each)
+            op.store(out + (way * 8 + op.arange(8)), each)
 
     x = normal(8)
     bits = x.view(np.int32)
@@ -70,9 +72,9 @@ def test_bits_are_those_of_numpy() -> None:
 
 
 def test_dot_sums_in_float32() -> None:
-    def body(x: b.Block, y: b.Block, out: b.Block) -> None:
-        right = b.transpose(b.load(y + b.arange(16)[:, None] * 16 + b.arange(16)[None, :]))
-        b.store(rows(out), b.dot(b.load(rows(x)), right, b.full((8, 16), 1, "float32")))
+    def body(x: Block, y: Block, out: Block) -> None:
+        right = op.transpose(op.load(y + op.arange(16)[:, None] * 16 + op.arange(16)[None, :]))
+        op.store(rows(out), op.dot(op.load(rows(x)), right, op.full((8, 16), 1, "float32")))
 
     types = [TensorType("bfloat16", (8, 16)), TensorType("bfloat16", (16, 16))]
     x, y = normal(8, 16).astype(ml_dtypes.bfloat16), normal(16, 16).astype(ml_dtypes.bfloat16)
@@ -83,14 +85,14 @@ def test_dot_sums_in_float32() -> None:
 def test_loops_carry_and_depend_on_memory() -> None:
     """Triangular numbers: row i of the result is the sum of 0, ..., count[i] - 1."""
 
-    def body(counts: b.Block, out: b.Block) -> None:
-        row = b.program_id(0)
-        count = b.load(counts + row)
-        (total, turns) = b.loop(
-            b.constant(0), count, [b.constant(0), b.constant(0)], lambda i, total, turns: (total + i, turns + 1)
+    def body(counts: Block, out: Block) -> None:
+        row = op.program_id(0)
+        count = op.load(counts + row)
+        (total, turns) = op.loop(
+            op.constant(0), count, [op.constant(0), op.constant(0)], lambda i, total, turns: (total + i, turns + 1)
         )
-        b.store(out + row * 2, total)
-        b.store(out + row * 2 + 1, turns)
+        op.store(out + row * 2, total)
+        op.store(out + row * 2 + 1, turns)
 
     kernel = kernel_of(body, [TensorType("int32", (3,))], TensorType("int32", (3, 2)), programs=3)
     counts = np.array([0, 1, 10], np.int32)
@@ -98,18 +100,18 @@ def test_loops_carry_and_depend_on_memory() -> None:
 
 
 def test_masks_keep_away_from_memory_and_what_is_not_written_is_nan() -> None:
-    def body(x: b.Block, out: b.Block) -> None:
-        lane = b.arange(16)
-        b.store(out + lane, b.load(x + lane, lane < 8, 5), (lane >= 1) & (lane < 4))
+    def body(x: Block, out: Block) -> None:
+        lane = op.arange(16)
+        op.store(out + lane, op.load(x + lane, lane < 8, 5), (lane >= 1) & (lane < 4))
 
     result = interpret(kernel_of(body, [VECTOR], VECTOR), np.arange(8, dtype=np.float32))[0]
     np.testing.assert_array_equal(result, [np.nan, 1, 2, 3, np.nan, np.nan, np.nan, np.nan])
 
 
 def test_operands_are_left_alone_and_aliases_are_one_memory() -> None:
-    def body(x: b.Block, out: b.Block) -> None:
-        b.store(out, b.load(x + 1))
-        b.store(out + 1, b.load(x))
+    def body(x: Block, out: Block) -> None:
+        op.store(out, op.load(x + 1))
+        op.store(out + 1, op.load(x))
 
     kernel = build("test", [VECTOR], [VECTOR], body, grid=(1, 1, 1), aliases=[(0, 0)])
     x = np.arange(8, dtype=np.float32)
@@ -119,16 +121,18 @@ def test_operands_are_left_alone_and_aliases_are_one_memory() -> None:
 
 @pytest.mark.parametrize("offset", [-1, 1])
 def test_an_access_outside_of_a_buffer_is_an_error(offset: int) -> None:
-    load = kernel_of(lambda x, out: b.store(out, b.load(x + b.arange(8) + offset).sum(0)), [VECTOR], VECTOR)
-    store = kernel_of(lambda x, out: b.store(out + b.arange(8) + offset, b.arange(8).to("float32")), [VECTOR], VECTOR)
+    load = kernel_of(lambda x, out: op.store(out, op.load(x + op.arange(8) + offset).sum(0)), [VECTOR], VECTOR)
+    store = kernel_of(
+        lambda x, out: op.store(out + op.arange(8) + offset, op.arange(8).to("float32")), [VECTOR], VECTOR
+    )
     for kernel in (load, store):
         with pytest.raises(IllegalAccess):
             interpret(kernel, normal(8))
 
 
 def test_an_integer_that_does_not_fit_is_an_error() -> None:
-    def body(counts: b.Block, out: b.Block) -> None:
-        b.store(out, b.load(counts) * 65536)
+    def body(counts: Block, out: Block) -> None:
+        op.store(out, op.load(counts) * 65536)
 
     one = TensorType("int32", (1,))
     assert interpret(kernel_of(body, [one], one), np.array([32767], np.int32))[0] == 32767 * 65536
@@ -138,7 +142,7 @@ def test_an_integer_that_does_not_fit_is_an_error() -> None:
 
 def test_names_of_jaxlib_s_triton_dialect_and_of_jax_that_are_used() -> None:
     """jaxlib may drop them, as they are there for a part of JAX that is deprecated."""
-    folder = Path(b.__file__).parent
+    folder = Path(op.__file__).parent
     used = {name for path in folder.glob("*.py") for name in re.findall(r"\btt\.(\w+)\(", path.read_text())}
     assert {"FuncOp", "dot", "load", "reduce_return", "register_dialect"} <= used
     assert not {name for name in used if not hasattr(tt, name)}

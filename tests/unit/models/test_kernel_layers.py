@@ -15,7 +15,8 @@ from max.compiler import Module, Target, xla
 from max.compiler.artifact import Options, compile_module
 from max.compiler.limits import Limits
 from max.compiler.native import library
-from max.compiler.weights import Packing, WeightTable
+from max.compiler.panels import Packing
+from max.compiler.weights import WeightTable
 from max.models import llama
 from max.models.kernel_layers import REGION
 from max.models.llama_config import Config

@@ -19,7 +19,8 @@ from max.cache.binding import checkpoint_identity
 from max.compiler import Target, native
 from max.compiler.native_functions import Encoding
 from max.compiler.native_packing import BLOCKS
-from max.compiler.weights import Packing, Weight, WeightTable, packed_shape, packing_of, packs
+from max.compiler.panels import Packing, packed_shape, packing_of, packs
+from max.compiler.weights import Weight, WeightTable
 from max.runtime.arena import Arena
 from max.runtime.checkpoint import Checkpoint
 from max.runtime.config import BatchConfig
