@@ -124,7 +124,7 @@ class Weight:
 
 
 def _fitting(packing: Packing, inputs: int) -> Packing:
-    """The encoding, or q8_0 where rows are too narrow for q4_k or q6_k, as llama.cpp's quantizer has it."""
+    """The encoding, or q8_0 where rows are too narrow for q4_k or q6_k, as llama.cpp has it for q6_k."""
     return "q8_0" if packing in ("q4_k", "q6_k") and not packs(packing, inputs) else packing
 
 

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -65,8 +66,13 @@ int available_cpus() {
 
 class Pool {
  public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  // Of `threads`, as many as the system has room for: a container may limit them.
+  explicit Pool(int threads) : threads_wanted_(threads) {
+    workers_.reserve(threads - 1);
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~Pool() {
@@ -75,7 +81,7 @@ class Pool {
     for (std::thread& worker : workers_) worker.join();
   }
 
-  int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads_wanted() const { return threads_wanted_; }
 
   void run(int64_t count, Chunk chunk, void* context) {
     // An odd turn is one in preparation. A worker counts itself before it looks at the turn: once none is counted, a
@@ -138,6 +144,7 @@ class Pool {
     sleepers_.fetch_sub(1);
   }
 
+  const int threads_wanted_;
   std::vector<std::thread> workers_;
   std::atomic<bool> stopping_{false};
   std::mutex mutex_;
@@ -194,7 +201,7 @@ void parallel_for(int64_t count, Chunk chunk, void* context) {
   Shared& state = the_pool();
   std::unique_lock<std::mutex> lock(state.in_use, std::try_to_lock);
   if (!lock.owns_lock()) return run_alone(count, chunk, context);
-  if (state.pool == nullptr || state.pool->num_threads() != num_threads()) {
+  if (state.pool == nullptr || state.pool->threads_wanted() != num_threads()) {
     delete state.pool;
     state.pool = new Pool(num_threads());
   }

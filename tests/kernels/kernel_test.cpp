@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "lazy_zeros.h"
 #include "thread_pool.h"
 
 using namespace max_kernels;
@@ -94,6 +95,22 @@ void check_matmul(Encoding encoding, int64_t rows, int64_t inputs, int64_t outpu
     }
     expect(close, "a matmul is close to float64", kernels()->name);
   }
+}
+
+// Blocks that were made of elements become the same panels as the elements; the last block ends where its memory does.
+void check_blocks(Encoding encoding, int64_t inputs, int64_t outputs) {
+  const Floats w = random_floats(inputs * outputs, 10);
+  const BlockSize size = block_size(encoding);
+  std::vector<uint8_t> blocks(inputs * outputs / size.inputs * size.bytes);
+  std::string problem = quantize(encoding, w.data(), inputs * outputs, blocks.data());
+  std::vector<uint8_t> of_blocks(packed_bytes(encoding, Epilogue::kNone, inputs, outputs)), of_elements(of_blocks);
+  const auto put = [&](Source kind, const void* source, std::vector<uint8_t>& packed) {
+    problem += pack({encoding, Columns::kPlain, kind, source, 1, inputs, inputs, outputs, 0, outputs, packed.data()});
+  };
+  put(Source::kBlocks, blocks.data(), of_blocks);
+  put(Source::kF32, w.data(), of_elements);
+  expect(problem.empty(), problem.c_str(), kernels()->name);
+  expect(of_blocks == of_elements, "blocks are packed as the elements they were made of", kernels()->name);
 }
 
 // What is looked up is what the matmul of a unit vector gives, and nothing beyond the packed bytes is read.
@@ -230,6 +247,15 @@ void check_decoder(Encoding encoding, int64_t tokens) {
   expect(!decode_layers(call).empty(), "a layer with a matrix of another size is refused", kernels()->name);
 }
 
+void check_lazy_zeros() {
+  for (int64_t first : {0, 1, 4096}) {
+    std::vector<uint8_t> memory(3 * 4096 + 7, 5);
+    make_lazy_zeros(memory.data() + first, 2 * 4096 + 3);
+    const auto zeros = std::count(memory.begin(), memory.end(), 0);
+    expect(zeros == 2 * 4096 + 3 && memory[first] == 0, "zeros go no further than asked for", "any");
+  }
+}
+
 void check_argmax() {
   for (int64_t columns : {1, 17, 1500}) {
     Floats x = random_floats(3 * columns, 4);
@@ -353,6 +379,7 @@ int main(int count, char** arguments) {
   set_num_threads(3);
   check_loops();
   check_pools_come_and_go();
+  check_lazy_zeros();
   // ThreadSanitizer does not follow a child that starts threads.
   if (count == 1 || std::string(arguments[1]) != "without-fork") check_fork();
   for (const char* isa : {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}) {
@@ -369,11 +396,12 @@ int main(int count, char** arguments) {
     for (Encoding encoding : {Encoding::kQ8_0, Encoding::kQ4_0, Encoding::kQ4K, Encoding::kQ6K}) {
       for (int64_t rows : {1, 5, 8, 12, 13}) check_matmul(encoding, rows, 256, 47);
       check_matmul(encoding, 197, 512, 33);
+      check_blocks(encoding, 512, 47);
       check_embedding(encoding, 512, 47);
       check_embedding(encoding, 256, 1);
     }
-    for (Encoding encoding : {Encoding::kF32, Encoding::kBf16, Encoding::kQ8_0, Encoding::kQ4K}) {
-      for (int64_t tokens : {1, 5}) check_decoder(encoding, tokens);
+    for (int encoding = 0; encoding < kNumEncodings; ++encoding) {
+      for (int64_t tokens : {1, 5}) check_decoder(static_cast<Encoding>(encoding), tokens);
     }
     check_argmax();
     check_norm();

@@ -273,6 +273,12 @@ def test_long_rows_are_split_over_threads_without_a_change(isa: str, variant, dt
         np.testing.assert_array_equal(alone.view(np.int32), whole[:1].view(np.int32))
 
 
+@pytest.mark.quick(isa=NEWEST)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_8192_tokens_are_those_of_float64(isa: str, dtype: type) -> None:
+    check(varied(make_step([(8189, 3)], dtype=dtype, **SHAPES["large pages"]), softcap=30.0, sinks=1.5))
+
+
 def test_pages_in_front_of_the_window_are_not_looked_at(isa: str) -> None:
     step = varied(make_step([(100, 9)], dtype=np.float32, **SHAPES["gqa"]), window=20)
     want, _ = step.run()

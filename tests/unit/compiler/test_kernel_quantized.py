@@ -9,6 +9,8 @@ from typing import get_args
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from max.compiler.native import ISAS, Library, library
 from max.compiler.native_functions import Epilogue
@@ -70,7 +72,7 @@ def packed(encoding: QuantizedEncoding, *parts: np.ndarray) -> np.ndarray:
 
 def rounded_inputs(x: np.ndarray) -> np.ndarray:
     """x as the kernels multiply it: int8 in blocks of 32 with a float32 scale; float64."""
-    blocks = x.reshape(len(x), -1, 32)
+    blocks = x.reshape(len(x), x.shape[1] // 32, 32)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
     with np.errstate(divide="ignore", over="ignore"):
         per_unit = np.where(largest > 1e-30, np.float32(127) / largest, np.float32(0))
@@ -106,12 +108,33 @@ SHAPES = [
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 def test_a_matmul_is_that_of_the_dequantized_weights(isa: str, encoding, rows: int, inputs: int, outputs: int) -> None:
+    check(encoding, rows, inputs, outputs)
+
+
+def check(encoding: QuantizedEncoding, rows: int, inputs: int, outputs: int) -> None:
     x, weights = normal(1, rows, inputs), any_blocks(encoding, 2, outputs, inputs)
     want, error = product(rounded_inputs(x), dequantized(encoding, weights))
     error += 2.0**-20 * np.abs(want)
     y = np.full((rows, outputs), np.nan, np.float32)
     LIB.matmul(x, packed(encoding, weights), y, encoding)
     assert np.all(np.abs(y - want) <= error)
+
+
+@settings(max_examples=settings().max_examples * 3 // 5, derandomize=True)
+@given(
+    isa=st.sampled_from(SUPPORTED),
+    encoding=st.sampled_from(ENCODINGS),
+    rows=st.integers(0, 257),
+    blocks=st.integers(1, 9),
+    outputs=st.integers(1, 150),
+)
+def test_a_matmul_of_any_shape(isa: str, encoding: QuantizedEncoding, rows: int, blocks: int, outputs: int) -> None:
+    """Widths of q8_0 and q4_0 that are no multiples of 256 too."""
+    LIB.select(isa)
+    try:
+        check(encoding, rows, blocks * BLOCKS[encoding][0], outputs)
+    finally:
+        LIB.select("")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

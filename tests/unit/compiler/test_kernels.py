@@ -220,7 +220,7 @@ def test_rounding_to_bfloat16_is_that_of_ml_dtypes() -> None:
 
 @pytest.mark.quick(isa=NEWEST)
 @pytest.mark.quick(columns=[17, 1025])
-@pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 1023, 1024, 1025, 5000, 1 << 18])
 def test_argmax_is_that_of_numpy_and_minus_one_in_rows_with_a_nan(isa: str, columns: int) -> None:
     rng = np.random.default_rng(columns)
     few = rng.integers(-3, 3, (40, columns)).astype(np.float32)  # so that many are equal
@@ -274,6 +274,28 @@ def test_threads_are_those_of_the_process_unless_set() -> None:
     LIB.set_num_threads(3)
     assert LIB.num_threads == 3
     LIB.set_num_threads(0)
+
+
+_WITHOUT_ROOM = """
+import resource
+import numpy as np
+from max.compiler.native import library
+
+kernels = library()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+kernels.set_num_threads(1000)
+for rows in (1, 300):
+    x, ids = np.eye(rows, 5000, dtype=np.float32), np.arange(rows)
+    assert (kernels.argmax(x) == ids).all()
+print(sum(1 for line in open("/proc/self/status") if line.startswith("Threads:\\t") and int(line.split()[1]) < 1000))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the memory in use is told by Linux")
+def test_where_threads_cannot_be_made_fewer_compute() -> None:
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_ROOM], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_the_library_needs_no_jax() -> None:
