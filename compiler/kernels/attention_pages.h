@@ -82,6 +82,8 @@ MAX_INLINE void prefetch_lines_at(const void* memory, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(memory) + at, Writes);
 }
 
+constexpr int64_t kMaxHeadDim = 1024;  // checked by attention()
+
 // The keys of a head in a page lie in blocks of kBlockTokens, the last one perhaps shorter, and each block as [H][tokens]:
 // a vector takes one dimension of neighbouring keys. Values lie as [page_tokens][H].
 
@@ -107,58 +109,84 @@ MAX_INLINE int64_t tokens_side_by_side(const Attention& call, int64_t first, int
   return count;
 }
 
-// Writes a head's keys of `count` tokens side by side, `stride` elements from dimension to dimension. Each token alone
-// would touch as many cache lines as there are dimensions: several are collected in lines of their own first.
+// Where some heads of tokens side by side are, in qkv and in their page.
 template <class To>
-MAX_INLINE void write_keys(const Attention& call, const float* keys, int64_t first, int64_t count,
-                           typename To::Type* out, int64_t stride) {
-  constexpr int64_t kMaxHeadDim = 1024;  // checked by attention()
-  const int64_t dim = call.head_dim, from_token_to_token = (call.num_heads + 2 * call.num_kv_heads) * dim;
+struct HeadsToWrite {
+  const float *keys, *values;  // of the first token and head; the next head follows, the next token `to_token` floats on
+  int64_t to_token;
+  typename To::Type *key, *value;  // the next head `to_head` elements on, the next dimension of a key `to_dimension`
+  int64_t to_head, to_dimension;
+  int64_t num_heads, dim;
+};
+
+// A token alone: as many cache lines as its keys have dimensions, which are asked for all at once.
+template <class To>
+MAX_INLINE void write_token(const Attention& call, const HeadsToWrite<To>& w, int64_t token) {
   float rotated[kMaxHeadDim];
-  if (count == 1) {
-    rotate(call, keys, first, 1.0f, rotated);
-    return write_elements<To>(rotated, dim, out, stride);
+  for (int64_t h = 0; h < w.num_heads; ++h) {
+    for (int64_t i = 0; i < w.dim; ++i) __builtin_prefetch(w.key + h * w.to_head + i * w.to_dimension, 1);
+    prefetch_lines_at<true>(w.value + h * w.to_head, w.dim * static_cast<int64_t>(sizeof *w.value));
   }
+  for (int64_t h = 0; h < w.num_heads; ++h) {
+    rotate(call, w.keys + h * w.dim, token, 1.0f, rotated);
+    write_elements<To>(rotated, w.dim, w.key + h * w.to_head, w.to_dimension);
+    write_elements<To>(w.values + h * w.dim, w.dim, w.value + h * w.to_head, 1);
+  }
+}
+
+// Several tokens: the keys of each are collected in lines of their own, and written when all are there. Inputs are read
+// in their order, and a share of the lines to write is asked for with every token.
+template <class To>
+MAX_INLINE void write_tokens_of_heads(const Attention& call, const HeadsToWrite<To>& w, int64_t first, int64_t count) {
   alignas(64) typename To::Type lines[kMaxHeadDim * kKeysOfLine];
+  float rotated[kMaxHeadDim];
+  const int64_t width = w.num_heads * w.dim;
   for (int64_t t = 0; t < count; ++t) {
-    rotate(call, keys + t * from_token_to_token, first + t, 1.0f, rotated);
-    write_elements<To>(rotated, dim, lines + t, kKeysOfLine);
+    const float *keys = w.keys + t * w.to_token, *values = w.values + t * w.to_token;
+    if (t + 1 < count) {
+      prefetch_lines_at<false>(keys + w.to_token, width * 4);
+      prefetch_lines_at<false>(values + w.to_token, width * 4);
+    }
+    for (int64_t h = 0; h < w.num_heads; ++h) {
+      for (int64_t i = w.dim * t / count; i < w.dim * (t + 1) / count; ++i)
+        __builtin_prefetch(w.key + h * w.to_head + i * w.to_dimension, 1);
+      rotate(call, keys + h * w.dim, first + t, 1.0f, rotated);
+      write_elements<To>(rotated, w.dim, lines + h * w.dim * kKeysOfLine + t, kKeysOfLine);
+      write_elements<To>(values + h * w.dim, w.dim, w.value + h * w.to_head + t * w.dim, 1);
+    }
   }
-  for (int64_t i = 0; i < dim; ++i, out += stride) {
-    if (count == kKeysOfLine) {
-      __builtin_memcpy(out, lines + i * kKeysOfLine, kKeysOfLine * sizeof *out);
-    } else {
-      __builtin_memcpy(out, lines + i * kKeysOfLine, static_cast<size_t>(count) * sizeof *out);
+  const typename To::Type* line = lines;
+  for (int64_t h = 0; h < w.num_heads; ++h) {
+    typename To::Type* key = w.key + h * w.to_head;
+    for (int64_t i = 0; i < w.dim; ++i, key += w.to_dimension, line += kKeysOfLine) {
+      if (count == kKeysOfLine) {
+        __builtin_memcpy(key, line, kKeysOfLine * sizeof *key);
+      } else {
+        __builtin_memcpy(key, line, static_cast<size_t>(count) * sizeof *key);
+      }
     }
   }
 }
 
 template <class To>
 MAX_INLINE void write_side_by_side(const Attention& call, int64_t first, int64_t count) {
-  using Element = typename To::Type;
   const int64_t heads = call.num_heads + 2 * call.num_kv_heads, dim = call.head_dim;
   const int64_t page = call.slots[first] / call.page_tokens, offset = call.slots[first] % call.page_tokens;
-  const int64_t head_size = call.page_tokens * dim, stride = block_tokens(call, offset);
+  const int64_t head_size = call.page_tokens * dim, most_heads = kMaxHeadDim / dim;
   const float* keys = call.qkv + (first * heads + call.num_heads) * dim;
-  const float* values = keys + call.num_kv_heads * dim;
-  Element* first_key = static_cast<Element*>(call.pages) + page * 2 * call.num_kv_heads * head_size;
-  Element* first_value = first_key + call.num_kv_heads * head_size + offset * dim;
-  first_key += key_in_head(call, offset);
-  const auto prefetch_head = [&](int64_t h) {
-    for (int64_t i = 0; i < dim; ++i) __builtin_prefetch(first_key + h * head_size + i * stride, 1);
-    prefetch_lines_at<true>(first_value + h * head_size, count * dim * static_cast<int64_t>(sizeof(Element)));
-    for (int64_t t = 0; t < count; ++t) {
-      prefetch_lines_at<false>(keys + (t * heads + h) * dim, dim * 4);
-      prefetch_lines_at<false>(values + (t * heads + h) * dim, dim * 4);
-    }
-  };
-  const int64_t ahead = count == 1 ? call.num_kv_heads : 1;  // the lines of a single token fit the first cache
-  for (int64_t h = 0; h < ahead; ++h) prefetch_head(h);
-  for (int64_t h = 0; h < call.num_kv_heads; ++h) {
-    if (h + ahead < call.num_kv_heads) prefetch_head(h + ahead);
-    write_keys<To>(call, keys + h * dim, first, count, first_key + h * head_size, stride);
-    for (int64_t t = 0; t < count; ++t)
-      write_elements<To>(values + (t * heads + h) * dim, dim, first_value + h * head_size + t * dim, 1);
+  auto* pages = static_cast<typename To::Type*>(call.pages) + page * 2 * call.num_kv_heads * head_size;
+  for (int64_t h = 0; h < call.num_kv_heads; h += most_heads) {
+    const int64_t left = call.num_kv_heads - h;
+    const HeadsToWrite<To> w{keys + h * dim,
+                             keys + (call.num_kv_heads + h) * dim,
+                             heads * dim,
+                             pages + h * head_size + key_in_head(call, offset),
+                             pages + (call.num_kv_heads + h) * head_size + offset * dim,
+                             head_size,
+                             block_tokens(call, offset),
+                             left < most_heads ? left : most_heads,
+                             dim};
+    count == 1 ? write_token(call, w, first) : write_tokens_of_heads(call, w, first, count);
   }
 }
 

@@ -12,14 +12,15 @@ MAX_INLINE __m512i interleave(__m512i first, __m512i second, int64_t from) {
   return _mm512_permutex2var_epi16(first, _mm512_add_epi32(both, _mm512_set1_epi32(kSecond)), second);
 }
 
+MAX_INLINE __m512i load_half(const uint16_t* p) {
+  return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
 template <int Vectors>
 MAX_INLINE void interleave_rows(const uint16_t* first, const uint16_t* second, __m512bh (&pairs)[Vectors]) {
   static_assert(Vectors == 1 || Vectors % 2 == 0, "pairs of rows come in one vector, or two at a time");
   if constexpr (Vectors == 1) {
-    const auto row = [](const uint16_t* p) {
-      return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    };
-    pairs[0] = (__m512bh)interleave(row(first), row(second), 0);
+    pairs[0] = (__m512bh)interleave(load_half(first), load_half(second), 0);
   } else {
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; v += 2) {

@@ -10,8 +10,9 @@
 namespace max_kernels {
 namespace {
 
-// Rows that are multiplied with a panel in one go: few enough that they stay in the second-level cache.
-constexpr int64_t kBlockRows = 96;
+// Rows that are multiplied with a panel in one go: few enough that they stay in the second-level cache, twice as many
+// where they take half of it. For each block the panels come from beyond that cache again.
+constexpr int64_t kFloatBlockRows = 96, kPairsBlockRows = 192;
 // Enough chunks per thread that one which loses its CPU for a while does not hold up the others.
 constexpr int64_t kChunksPerThread = 6;
 constexpr int64_t kMaxDimension = int64_t{1} << 31;
@@ -120,7 +121,7 @@ std::string matmul(const Matmul& call) {
   const Kernels& isa = *kernels();
   const bool quantized = is_quantized(call.encoding);
   const bool converts = call.encoding == Encoding::kBf16 && isa.convert_inputs != nullptr;
-  const int64_t block_rows = quantized ? kQuantizedBlockRows : kBlockRows;
+  const int64_t block_rows = quantized ? kQuantizedBlockRows : converts ? kPairsBlockRows : kFloatBlockRows;
   const QuantizedInputs* blocks = quantized ? quantized_inputs(call, isa, block_rows) : nullptr;
   const MatmulInputs inputs = quantized ? MatmulInputs{} : converts ? converted_inputs(call, isa) : float_inputs(call);
   const MatmulPanel run_panel = panel_kernel(isa, call.encoding);
