@@ -31,6 +31,7 @@ _MODULES = {
     LLAMA_CPP: "peers.llama_cpp_runner",
     OPENVINO: "peers.openvino_runner",
 }
+_PEERS = {LLAMA_CPP: "llama/bin/python", OPENVINO: "openvino/bin/python"}
 _OF_KERNELS = {KERNELS: "decode", MATMULS: "matmuls", ATTENTION: "attention", READ: "read", FILL: "fill_arena"}
 """Series that the kernels' process measures, and the commands for them."""
 
@@ -57,12 +58,9 @@ class Comparison:
         cpus = sorted(os.sched_getaffinity(0))[-threads:]
         if len(cpus) < threads:
             raise MaxError(f"{threads} threads need as many CPUs", "Measure with --threads 1.")
-        pythons = {LLAMA_CPP: folder / "llama" / "bin" / "python", OPENVINO: folder / "openvino" / "bin" / "python"}
         self._processes: dict[str, MeasuredProcess] = {}
         for name in sorted({KERNELS if each in _OF_KERNELS else each for each in series}):
-            python = pythons.get(name, Path(sys.executable))
-            if not python.exists():
-                raise MaxError(f"there is no {python}", "Make the environments of the peers: bench/README.md says how.")
+            python = folder / _PEERS[name] if name in _PEERS else Path(sys.executable)
             process = self._processes[name] = MeasuredProcess(python, _MODULES[name], cpus)
             settings = process.do("load", checkpoint=str(checkpoint), encoding=encoding, threads=threads)
             click.echo(f"{name}: {settings}", err=True)
@@ -142,6 +140,9 @@ def main(folder: Path, cells: str, encodings: str, threads: str, rounds: int, re
 def _measure(
     folder: Path, encodings: tuple[str, ...], counts: list[int], tasks: list[Task], rounds: int, results: Path
 ) -> None:
+    for python in sorted({folder / _PEERS[name] for task in tasks for name in task.series if name in _PEERS}):
+        if not python.exists():
+            raise MaxError(f"there is no {python}", "Make the environments of the peers: bench/README.md says how.")
     checkpoint = prepare_models(folder, encodings)
     for encoding in encodings:
         for threads in counts:

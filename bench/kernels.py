@@ -19,6 +19,7 @@ import click
 import ml_dtypes
 import numpy as np
 
+from .. import ConfigError
 from ..compiler.native import Library, library
 from ..compiler.native_functions import Encoding
 from ..compiler.sampling import mask_words
@@ -164,7 +165,10 @@ def main(threads: int, isa: str, part: str | None, runs: int, as_json: bool) -> 
     kernels = library()
     if kernels is None:
         raise click.ClickException("the package was installed without a C++ compiler, so there are no kernels")
-    kernels.select(isa)
+    try:
+        kernels.select(isa)
+    except ConfigError as error:
+        raise click.ClickException(f"{error.message}\n{error.hint}") from error
     kernels.set_num_threads(threads)
     if threads == 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
