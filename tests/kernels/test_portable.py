@@ -1,4 +1,4 @@
-"""The kernels without any instruction set of their own: what other CPUs than x86-64 get."""
+"""The kernels elsewhere: without an instruction set of their own, for other CPUs than x86-64, with another compiler."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from .program import COMPILER, KERNELS, assert_it_passes, build
 # Sanitizers, and intrinsics of some instruction sets, make the compiler warn of its own headers.
 STRICT = ("-Wall", "-Wextra", "-Werror")
 CROSS = shutil.which("aarch64-linux-gnu-g++")
+CLANG = next(
+    filter(None, map(shutil.which, ("clang++", *(f"clang++-{version}" for version in range(25, 13, -1))))), None
+)
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
 
@@ -21,6 +24,16 @@ EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 @pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="there is no C++ compiler")
 def test_the_portable_kernels_pass_by_themselves(tmp_path: Path) -> None:
     assert_it_passes(build(tmp_path, "-DMAX_KERNELS_PORTABLE", *STRICT))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CLANG is None, reason="there is no clang")
+def test_clang_takes_every_instruction_set() -> None:
+    """The other compiler that installs may find; it knows other names and other attributes."""
+    assert CLANG is not None
+    sources = [str(path) for path in KERNELS.glob("*.cpp") if not path.name.startswith("ffi_")]
+    done = subprocess.run([CLANG, "-std=c++17", "-fsyntax-only", *STRICT, *sources], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
