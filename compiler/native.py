@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ class Library(Packing, DirectCalls):
 
 
 def library_path() -> Path | None:
-    """The library beside this file, if the install built it."""
-    return next(iter(sorted(Path(__file__).parent.glob("_kernels*.so"))), None)
+    """The library beside this file, if the install built it; not what another Python's install has left there."""
+    named = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in named if path.is_file()), None)
 
 
 def how_to_get() -> str:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from max import ConfigError
+from max.compiler import native
 from max.compiler.native import HANDLERS, ISA_VARIABLE, ISAS, Library, library, library_path
 from max.compiler.native_functions import Encoding, Epilogue
 
@@ -260,6 +261,17 @@ def test_the_variable_forces_an_instruction_set() -> None:
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/")
         assert done.stdout.strip() == (name if name in SUPPORTED else "")
         assert ("no instruction set 'mmx'" in done.stderr) == (name == "mmx")
+
+
+def test_the_library_is_that_of_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout may hold one of another Python too, older than its sources."""
+    built = library_path()
+    assert built is not None
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    (tmp_path / "_kernels.cpython-300-x86_64-linux-gnu.so").touch()
+    assert library_path() is None
+    (tmp_path / built.name).touch()
+    assert library_path() == tmp_path / built.name
 
 
 def test_an_unknown_instruction_set_is_refused_with_the_possible_ones() -> None:
