@@ -59,6 +59,8 @@ class Scheduler:
         self.preempted = 0
         self.hit_tokens = self.miss_tokens = 0
         """Tokens of prompts that the prefix cache had, and had not."""
+        self.hit_pages = 0
+        """Pages that requests took from it, also when they came back to work."""
 
     def add(self, request: Request) -> Generation:
         """Puts a request at the end of the queue."""
@@ -220,6 +222,7 @@ class Scheduler:
         for page in known:
             self.pages.share(page)
         sequence.pages += known
+        self.hit_pages += len(known)
         self.pages.extend(sequence.pages, sequence.length)
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed

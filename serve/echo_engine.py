@@ -103,6 +103,7 @@ class EchoEngine:
             total_preempted=0,
             total_cache_hit_tokens=self._total_cached,
             total_cache_miss_tokens=0,
+            total_cache_hit_pages=self._total_cached // _PAGE_TOKENS,
         )
         for listener in self._listeners:
             listener(step)

@@ -223,4 +223,5 @@ def _step_stats(engine: Engine, report: StepReport) -> StepStats:
         total_preempted=scheduler.preempted,
         total_cache_hit_tokens=scheduler.hit_tokens,
         total_cache_miss_tokens=scheduler.miss_tokens,
+        total_cache_hit_pages=scheduler.hit_pages,
     )

@@ -169,6 +169,7 @@ class StepStats(Message, frozen=True):
     total_preempted: int
     total_cache_hit_tokens: int
     total_cache_miss_tokens: int
+    total_cache_hit_pages: int
 
 
 class StoreStats(Message, frozen=True):

@@ -61,6 +61,12 @@ _REQUESTS = (
         _FINE_MS,
     ),
     _histogram("input_processing_time", "Templates and tokenization of a request", "milliseconds", _FINE_MS),
+    _histogram(
+        "output_processing_time",
+        "From the end of input processing to the end of an answer, as its reader takes it; once per answer",
+        "milliseconds",
+        _MS,
+    ),
 )
 _BACKLOG = (
     _gauge("num_requests_awaiting_admission", "Requests accepted and not yet handed to the engine worker"),
@@ -101,6 +107,7 @@ _PAGES = (
     _histogram("cache.used_kv_pct", "Share of the pages in use, at each step", "percent", _PERCENT),
     _counter("cache.hits", "Prompt tokens found in the prefix cache", "tokens", "tier"),
     _counter("cache.misses", "Prompt tokens not found there", "tokens"),
+    _counter("cache.device_blocks_served", "Pages that requests took from the prefix cache", "blocks"),
     _histogram("cache.request_prefix_coverage", "Share of a prompt found in the prefix cache", "percent", _PERCENT),
     _counter("cache.preemption_count", "Requests whose pages were taken for others, to be computed again"),
 )

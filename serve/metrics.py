@@ -126,6 +126,7 @@ class Metrics:
         self["cache.used_kv_pct"].observe(100 * step.used_pages / max(1, step.num_pages))
         self._add_up("cache.hits", step.total_cache_hit_tokens, "g0")
         self._add_up("cache.misses", step.total_cache_miss_tokens)
+        self._add_up("cache.device_blocks_served", step.total_cache_hit_pages)
         self._add_up("cache.preemption_count", step.total_preempted)
 
     def stored(self, stats: StoreStats) -> None:
@@ -153,6 +154,7 @@ class AnswerTimer:
 
     def __init__(self, metrics: Metrics, arrived: float) -> None:
         self._metrics, self._arrived = metrics, arrived
+        self._started = perf_counter()
         self._first = self._last = 0.0
 
     def tokens(self, count: int) -> None:
@@ -174,6 +176,7 @@ class AnswerTimer:
             return
         metrics["num_input_tokens"].inc(prompt_tokens)
         metrics["num_output_tokens"].inc(new_tokens)
+        metrics["output_processing_time"].observe((perf_counter() - self._started) * 1e3)
         metrics["input_tokens_per_request"].observe(prompt_tokens)
         metrics["output_tokens_per_request"].observe(new_tokens)
         metrics["cache.request_prefix_coverage"].observe(100 * cached_tokens / max(1, prompt_tokens))

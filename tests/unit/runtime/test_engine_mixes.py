@@ -249,6 +249,7 @@ def test_a_repeated_prompt_takes_its_pages_from_the_first_answer():
     assert token.cached_tokens == 12
     assert token.id == following(longer)
     assert (engine.scheduler.hit_tokens, engine.scheduler.miss_tokens) == (12, 5 + 1)
+    assert engine.scheduler.hit_pages == 3
     assert engine.reset_prefix_cache() == 3
     engine.add(Request("c", longer, GREEDY, max_new_tokens=1))
     assert [token.cached_tokens for token in engine.step() + engine.step() if isinstance(token, Token)] == [0]

@@ -47,6 +47,7 @@ def step(**changes: object) -> StepStats:
         "total_preempted": 2,
         "total_cache_hit_tokens": 100,
         "total_cache_miss_tokens": 50,
+        "total_cache_hit_pages": 7,
     }
     return StepStats(**values | changes)  # pyright: ignore[reportArgumentType]
 
@@ -63,7 +64,7 @@ def test_every_row_is_exposed_once_with_its_type() -> None:
 def test_steps() -> None:
     metrics = Metrics()
     metrics.stepped(step())
-    metrics.stepped(step(batch_type="CE", input_tokens=64, total_cache_hit_tokens=160))
+    metrics.stepped(step(batch_type="CE", input_tokens=64, total_cache_hit_tokens=160, total_cache_hit_pages=9))
     found = samples(metrics.exposition().decode())
     decode, prefill = (("batch_type", "TG"),), (("batch_type", "CE"),)
     assert found["maxserve_batch_size_sum", decode] == 3 and found["maxserve_batch_size_count", prefill] == 1
@@ -75,6 +76,7 @@ def test_steps() -> None:
     assert found["maxserve_cache_used_kv_pct_percent_sum", ()] == 50
     assert found["maxserve_cache_hits_tokens_total", (("tier", "g0"),)] == 160
     assert found["maxserve_cache_misses_tokens_total", ()] == 50
+    assert found["maxserve_cache_device_blocks_served_blocks_total", ()] == 9
     assert found["maxserve_cache_preemption_count_total", ()] == 2
 
 
@@ -172,7 +174,11 @@ async def test_requests(client: httpx2.AsyncClient) -> None:
     assert found["maxserve_time_per_output_token_milliseconds_count", ()] == 1
     assert found["maxserve_num_requests_awaiting_admission", ()] == 0
     assert found["maxserve_requests_awaiting_admission_count", ()] == 1
-    assert found["maxserve_input_processing_time_milliseconds_count", ()] == 1
+    for part in ("input", "output"):
+        assert found[f"maxserve_{part}_processing_time_milliseconds_count", ()] == 1
+    both = sum(found[f"maxserve_{part}_processing_time_milliseconds_sum", ()] for part in ("input", "output"))
+    path = (("path", "/v1/completions"),)
+    assert 0 < both <= found["maxserve_request_time_milliseconds_sum", path]
     assert "made/up" not in answer.text
 
 
