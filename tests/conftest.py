@@ -11,7 +11,7 @@ from hypothesis import settings
 
 # How long an example takes is the machine's matter: a test that fails by it says nothing of the code.
 settings.register_profile("whole", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=20)
+settings.register_profile("quick", deadline=None, max_examples=10)
 settings.load_profile("whole")
 
 # Set before anything imports jax, and for the processes that tests start; tests without jax stay without it.
@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Without the slow tests, properties are tried on a fifth of the examples (before modules scale their own)."""
+    """Without the slow tests, properties are tried on a tenth of the examples (before modules scale their own)."""
     if config.option.markexpr == "not slow":
         settings.load_profile("quick")
 
@@ -49,10 +49,15 @@ def _holds(mark: pytest.Mark, item: pytest.Item) -> bool:
     return all(item.callspec.params[name] in values for name, values in mark.kwargs.items())
 
 
+def pytest_collection() -> None:
+    """What is imported stays: each collection of garbage would look at it again, a fifteenth of the time."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What has been imported stays: each collection of garbage would look at it again, a twentieth of the time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

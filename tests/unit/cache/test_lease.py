@@ -142,7 +142,7 @@ def test_a_heartbeat_keeps_a_slow_holder(tmp_path):
 
     thread = threading.Thread(target=beat)
     thread.start()
-    with single_flight(tmp_path, NAME, nothing, stale_s=0.6, limit_s=1.2) as lease:
+    with single_flight(tmp_path, NAME, nothing, stale_s=0.4, limit_s=0.8) as lease:
         assert not lease.held
     stop.set()
     thread.join()

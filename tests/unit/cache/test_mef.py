@@ -115,6 +115,7 @@ def assert_error_or_same(data: bytes, expected) -> None:
         assert found == expected
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found():
     """Also between the sections, where it would do no harm: a store that decays is worth knowing of."""
     good = make_mef()
