@@ -202,5 +202,5 @@ static void write_tokens(const Attention& call, int64_t first, int64_t end) {
 // The heads of a page lie one after the other, first all keys, then all values: a tile of several heads reads one
 // stream. Its hints still matter, as the work on a line is longer than the CPU looks ahead.
 MAX_INLINE void prefetch_ahead(const void* memory, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(memory) + kPrefetch + at);
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(memory) + kHintBytes + at);
 }

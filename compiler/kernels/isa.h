@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "hints.h"
 #include "kernels.h"
 
 namespace max_kernels {
@@ -22,6 +23,7 @@ struct QuantizedInputs {
 struct MatmulInputs {
   const void* rows;
   int64_t stride;
+  Hints hints;
 };
 
 // Rows [row_begin, row_end) of one panel of a matmul.

@@ -52,7 +52,7 @@ int64_t spread_stride(int64_t floats) {
 }
 
 // bfloat16 inputs, made once per call; rows are padded to pairs.
-MatmulInputs converted_inputs(const Matmul& call, const Kernels& isa) {
+MatmulInputs converted_inputs(const Matmul& call, const Kernels& isa, Hints hints) {
   static thread_local Scratch scratch;
   const int64_t stride = spread_stride((call.num_inputs + 1) / 2);
   uint16_t* converted = static_cast<uint16_t*>(scratch.at_least(call.num_rows * stride * 4));
@@ -64,20 +64,20 @@ MatmulInputs converted_inputs(const Matmul& call, const Kernels& isa) {
   } else {
     make_rows(call, convert);
   }
-  return {converted, stride};
+  return {converted, stride, hints};
 }
 
 // float32 inputs: x itself, or a copy where many of its rows would fall into one set of the first cache.
-MatmulInputs float_inputs(const Matmul& call) {
+MatmulInputs float_inputs(const Matmul& call, Hints hints) {
   constexpr int64_t kManyRows = 16, kOneSet = 512;  // floats: half of what a way of the cache holds
-  if (call.num_rows < kManyRows || call.num_inputs % kOneSet != 0) return {call.x, call.num_inputs};
+  if (call.num_rows < kManyRows || call.num_inputs % kOneSet != 0) return {call.x, call.num_inputs, hints};
   static thread_local Scratch scratch;
   const int64_t stride = spread_stride(call.num_inputs);
   float* spread = static_cast<float*>(scratch.at_least(call.num_rows * stride * static_cast<int64_t>(sizeof(float))));
   make_rows(call, [&](int64_t row) {
     std::memcpy(spread + row * stride, call.x + row * call.num_inputs, call.num_inputs * sizeof(float));
   });
-  return {spread, stride};
+  return {spread, stride, hints};
 }
 
 // int8 inputs, made once per call, as the panels take them. Rows of a tile share cache lines, so one thread makes them.
@@ -122,8 +122,11 @@ std::string matmul(const Matmul& call) {
   const bool quantized = is_quantized(call.encoding);
   const bool converts = call.encoding == Encoding::kBf16 && isa.convert_inputs != nullptr;
   const int64_t block_rows = quantized ? kQuantizedBlockRows : converts ? kPairsBlockRows : kFloatBlockRows;
+  const Hints hints = hints_for(call.encoding, call.num_rows);
   const QuantizedInputs* blocks = quantized ? quantized_inputs(call, isa, block_rows) : nullptr;
-  const MatmulInputs inputs = quantized ? MatmulInputs{} : converts ? converted_inputs(call, isa) : float_inputs(call);
+  const MatmulInputs inputs = quantized  ? MatmulInputs{}
+                              : converts ? converted_inputs(call, isa, hints)
+                                         : float_inputs(call, hints);
   const MatmulPanel run_panel = panel_kernel(isa, call.encoding);
   const int64_t width = is_gated(call.epilogue) ? kHalfPanel : kPanelColumns;
   const int64_t num_panels = (call.num_outputs + width - 1) / width;
@@ -134,7 +137,7 @@ std::string matmul(const Matmul& call) {
   // Blocks of one group of panels follow each other: the panels are still in the cache.
   parallel_for(num_chunks * num_blocks, [&](int64_t i) {
     const int64_t begin = i % num_blocks * block_rows, end = std::min(begin + block_rows, call.num_rows);
-    const MatmulInputs rows = quantized ? MatmulInputs{blocks + begin * (call.num_inputs / kBlockInputs), 0} : inputs;
+    const MatmulInputs rows = quantized ? MatmulInputs{blocks + begin * (call.num_inputs / kBlockInputs), 0, hints} : inputs;
     const int64_t first = i / num_blocks * panels_per_chunk;
     const int64_t last = std::min(first + panels_per_chunk, num_panels);
     for (int64_t panel = first; panel < last; ++panel) run_panel(call, rows, panel, begin, end);

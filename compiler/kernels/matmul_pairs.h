@@ -22,7 +22,7 @@ static void multiply_pairs(const TileShape& t, const uint16_t* w, int64_t w_stri
   for (int64_t k = 0; k < t.num_inputs; ++k, w += w_stride, x.advance(1)) {
     __m512bh weights[Vectors];
     for (int v = 0; v < Vectors; ++v) weights[v] = (__m512bh)_mm512_loadu_si512(w + v * 2 * kLanes);
-    prefetch<Vectors>(w);
+    hint_ahead<Vectors>(t, w);
     accumulate_pairs(x, weights, sum);
   }
   finish(t, sum);
@@ -50,7 +50,7 @@ struct PairsPanel {
 static void matmul_panel_bf16(const Matmul& call, const MatmulInputs& inputs, int64_t panel, int64_t begin,
                               int64_t end) {
   const int64_t pairs = (call.num_inputs + 1) / 2;
-  multiply_panel<PairsPanel>(call, static_cast<const float*>(inputs.rows), inputs.stride, pairs, panel, begin, end);
+  multiply_panel<PairsPanel>(call, inputs, pairs, panel, begin, end);
 }
 
 static void convert_inputs(const float* x, int64_t count, uint16_t* converted) {

@@ -57,13 +57,14 @@ struct Bf16Panel {
   static Multiply<uint16_t> tall(int64_t rows) { return TallTiles::bf16[rows - 1]; }
 };
 
-// `x_stride` counts floats: of x, or of pairs of converted inputs.
+// `num_inputs` counts floats: of x, or of pairs of converted inputs.
 template <class Panel>
-MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_stride, int64_t num_inputs, int64_t panel,
+MAX_INLINE void multiply_panel(const Matmul& call, const MatmulInputs& inputs, int64_t num_inputs, int64_t panel,
                                int64_t row_begin, int64_t row_end) {
   using Weight = typename Panel::Weight;
   constexpr int64_t kStride = kPanelColumns * Panel::kElements;
   const int64_t panel_size = (call.num_inputs + Panel::kElements - 1) / Panel::kElements * kStride;
+  const float* x = static_cast<const float*>(inputs.rows);
   const Weight* w = reinterpret_cast<const Weight*>(call.weights) + panel * panel_size;
   // Whole panels without an epilogue are written where they belong, others go through room of their own.
   const int64_t first = panel * kPanelColumns;
@@ -75,7 +76,8 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
     const int64_t rows = rows_of_tile(left, wide ? Panel::kWide : Panel::kTall);
     for (int64_t r = 0; r < rows; ++r) prefetch_result(call, panel, row + r);
     float* y = direct ? call.y + row * call.num_outputs + first : room;
-    TileShape t{x + row * x_stride, x_stride, y, direct ? call.num_outputs : kPanelColumns, num_inputs, false};
+    const int64_t y_stride = direct ? call.num_outputs : kPanelColumns;
+    TileShape t{x + row * inputs.stride, inputs.stride, y, y_stride, num_inputs, false, inputs.hints};
     if (wide) {
       Panel::wide(rows)(t, w, kStride);
     } else {
@@ -91,6 +93,5 @@ MAX_INLINE void multiply_panel(const Matmul& call, const float* x, int64_t x_str
 
 static void matmul_panel_f32(const Matmul& call, const MatmulInputs& inputs, int64_t panel, int64_t begin,
                              int64_t end) {
-  const float* x = static_cast<const float*>(inputs.rows);
-  multiply_panel<F32Panel>(call, x, inputs.stride, call.num_inputs, panel, begin, end);
+  multiply_panel<F32Panel>(call, inputs, call.num_inputs, panel, begin, end);
 }

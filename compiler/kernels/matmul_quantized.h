@@ -12,17 +12,18 @@ struct QuantizedTile {
   int64_t num_blocks;
   int64_t first_column;
   bool add;              // to what is in y
-  const uint8_t* ahead;  // packed weights to prefetch, as many as there are blocks in the tile; may be null
+  const uint8_t* ahead;  // packed weights to hint at, as many as there are blocks in the tile; may be null
+  Hints hints;
 };
 
 // One hint per cache line of the packed block. Few rows spread them over a block's steps: in a burst they would hold up
 // the loads, which come from memory too.
 template <int64_t Bytes>
-MAX_INLINE void prefetch_lines(const uint8_t* block, int64_t part, int64_t parts) {
+MAX_INLINE void hint_at_block(Hints hints, const uint8_t* block, int64_t part, int64_t parts) {
   constexpr int64_t kLines = (Bytes + 63) / 64;
 #pragma GCC unroll 20
   for (int64_t line = part * kLines / parts; line < (part + 1) * kLines / parts; ++line)
-    __builtin_prefetch(block + line * 64);
+    hint(hints, block + line * 64);
 }
 
 // The sums of a tile: in registers where they fit beside the integer ones, or else in y.
@@ -62,7 +63,7 @@ struct TileSums {
 // The integer sums of a group of inputs, for rows x[0] to x[Rows - 1].
 template <class Format, int Rows, int Vectors, bool Streams>
 MAX_INLINE void sum_products(const Format& block, const QuantizedInputs* x, int group, int64_t first_column,
-                             const uint8_t* ahead, Bits (&total)[Rows][Vectors]) {
+                             const uint8_t* ahead, Hints hints, Bits (&total)[Rows][Vectors]) {
   using Products = Dot<Format::kLargest>;
   constexpr int kSteps = static_cast<int>(kBlockSteps) / Format::kGroups;
   constexpr int kTogether = kSteps < Products::kSteps ? kSteps : Products::kSteps;
@@ -78,7 +79,7 @@ MAX_INLINE void sum_products(const Format& block, const QuantizedInputs* x, int 
     typename Products::Weights weights[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) weights[v] = Products::weights(block.codes(place, first_column + v * kLanes));
-    if (Streams) prefetch_lines<Format::kPackedBytes>(ahead, place, kBlockSteps);
+    if (Streams) hint_at_block<Format::kPackedBytes>(hints, ahead, place, kBlockSteps);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       int32_t four;
@@ -126,11 +127,11 @@ static void multiply_quantized(const QuantizedTile& t) {
   const uint8_t* ahead = t.ahead;
   for (int64_t b = 0; b < t.num_blocks; ++b, x += t.inputs_stride) {
     const Format block = Format::of(t.weights, b);
-    if (!Streams && ahead != nullptr) prefetch_lines<Format::kPackedBytes>(ahead, 0, 1);
+    if (!Streams && ahead != nullptr) hint_at_block<Format::kPackedBytes>(t.hints, ahead, 0, 1);
 #pragma GCC unroll 2
     for (int group = 0; group < Format::kGroups; ++group) {
       Bits total[Rows][Vectors];
-      sum_products<Format, Rows, Vectors, Streams>(block, x, group, t.first_column, ahead, total);
+      sum_products<Format, Rows, Vectors, Streams>(block, x, group, t.first_column, ahead, t.hints, total);
       add_sums(block, x, group, t.first_column, total, sums);
     }
     if (Streams || ahead != nullptr) ahead += Format::kPackedBytes;
@@ -149,10 +150,10 @@ struct QuantizedTiles<Format, Vectors, Streams, Indices<R...>> {
 // Few rows, straight from the panel, which is read once: up to kFewRows of a format, beyond which unpacking pays.
 template <class Format>
 MAX_INLINE void multiply_few_rows(const uint8_t* panel, const QuantizedInputs* x, int64_t rows, int64_t num_blocks,
-                                  float* y) {
+                                  Hints hints, float* y) {
   constexpr int kRows = kDotWideRows < Format::kFewRows ? kDotWideRows : Format::kFewRows;
   using Tiles = QuantizedTiles<Format, kPanelVectors, true, typename MakeIndices<kRows>::type>;
-  Tiles::table[rows - 1]({panel, x, rows, y, num_blocks, 0, false, panel + kPrefetch});
+  Tiles::table[rows - 1]({panel, x, rows, y, num_blocks, 0, false, panel + kHintBytes, hints});
 }
 
 // Many rows: some blocks of the panel at a time are unpacked into the first-level cache, and all rows multiplied with
@@ -172,7 +173,7 @@ static void multiply_many_rows(const uint8_t* panel, const QuantizedInputs* x, i
       const int64_t in_tile = row % tile, stride = rows - row + in_tile < tile ? rows - row + in_tile : tile;
       height = rows_of_tile(stride - in_tile, kDotTallRows);
       QuantizedTile t{unpacked, x + (row - in_tile) * num_blocks + first * stride + in_tile, stride,
-                      y + row * kPanelColumns, count, 0, first > 0, row == 0 ? ahead : nullptr};
+                      y + row * kPanelColumns, count, 0, first > 0, row == 0 ? ahead : nullptr, Hints::kFirstCache};
       for (; t.first_column < kPanelColumns; t.first_column += kDotTallVectors * kLanes) Tiles::table[height - 1](t);
     }
   }
@@ -186,7 +187,7 @@ static void matmul_panel_quantized(const Matmul& call, const MatmulInputs& input
   const uint8_t* weights = call.weights + panel * num_blocks * Format::kBytes;
   const QuantizedInputs* x = static_cast<const QuantizedInputs*>(inputs.rows);
   if (rows <= kDotWideRows && rows <= Format::kFewRows) {
-    multiply_few_rows<Format>(weights, x, rows, num_blocks, y);
+    multiply_few_rows<Format>(weights, x, rows, num_blocks, inputs.hints, y);
   } else {
     multiply_many_rows<Format>(weights, x, rows, num_blocks, y);
   }

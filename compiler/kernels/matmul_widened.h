@@ -2,6 +2,5 @@
 
 static void matmul_panel_bf16(const Matmul& call, const MatmulInputs& inputs, int64_t panel, int64_t begin,
                               int64_t end) {
-  const float* x = static_cast<const float*>(inputs.rows);
-  multiply_panel<Bf16Panel>(call, x, inputs.stride, call.num_inputs, panel, begin, end);
+  multiply_panel<Bf16Panel>(call, inputs, call.num_inputs, panel, begin, end);
 }

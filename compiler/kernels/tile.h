@@ -1,9 +1,5 @@
 // The inner products of a few rows with a few vectors of columns, held in registers. Included as vector.h is.
 
-// How far ahead weights are prefetched, in bytes: with 8 rows the next panel would come too late by itself (f32, 12 rows:
-// 20 GB/s without, 34 with 8192).
-constexpr int64_t kPrefetch = 8192;
-
 struct TileShape {
   const float* x;  // rows of inputs
   int64_t x_stride;
@@ -11,7 +7,16 @@ struct TileShape {
   int64_t y_stride;
   int64_t num_inputs;
   bool add;  // to what is in y
+  Hints hints = Hints::kNone;
 };
+
+MAX_INLINE void hint(Hints hints, const void* line) {
+  if (hints == Hints::kFirstCache) {
+    __builtin_prefetch(line, 0, 3);
+  } else if (hints == Hints::kSecondCache) {
+    __builtin_prefetch(line, 0, 2);
+  }
+}
 
 // Loops over sums are unrolled: an index that is known only at run time would keep them in memory.
 template <int Rows, int Vectors>
@@ -72,9 +77,9 @@ MAX_INLINE void accumulate(const InputRows<Rows>& x, int64_t at, const Vec (&w)[
 
 // One hint per cache line of the vectors.
 template <int Vectors>
-MAX_INLINE void prefetch(const void* weights) {
+MAX_INLINE void hint_ahead(const TileShape& t, const void* weights) {
   for (int64_t at = 0; at < Vectors * kLanes * 4; at += 64)
-    __builtin_prefetch(static_cast<const char*>(weights) + kPrefetch + at);
+    hint(t.hints, static_cast<const char*>(weights) + kHintBytes + at);
 }
 
 // One input after the other, whatever the number of rows: this is the order that every row keeps.
@@ -86,7 +91,7 @@ static void multiply_f32(const TileShape& t, const float* w, int64_t w_stride) {
   for (int64_t k = 0; k < t.num_inputs; ++k, w += w_stride, x.advance(1)) {
     Vec weights[Vectors];
     for (int v = 0; v < Vectors; ++v) weights[v] = load(w + v * kLanes);
-    prefetch<Vectors>(w);
+    hint_ahead<Vectors>(t, w);
     accumulate(x, 0, weights, sum);
   }
   finish(t, sum);
@@ -105,7 +110,7 @@ static void multiply_bf16(const TileShape& t, const uint16_t* w, int64_t w_strid
       first[v] = first_of_pairs(pairs);
       second[v] = second_of_pairs(pairs);
     }
-    prefetch<Vectors>(w);
+    hint_ahead<Vectors>(t, w);
     accumulate(x, 0, first, sum);
     if (k + 1 < t.num_inputs) accumulate(x, 1, second, sum);
   }

@@ -400,3 +400,29 @@ def test_every_handler_is_in_the_library() -> None:
     path = library_path()
     assert path is not None and path.parent == Path(sys.modules[Library.__module__].__file__ or "").parent
     assert sorted(LIB.handlers()) == sorted(HANDLERS)
+
+
+def test_hints_at_weights_to_come_never_change_bits() -> None:
+    """Each kind in a process of its own, as the kind is chosen once."""
+    program = (
+        "import hashlib, sys, numpy as np\n"
+        "from typing import get_args\n"
+        "from max.compiler.native import library\n"
+        "from max.compiler.native_functions import Encoding\n"
+        "lib = library(); rng = np.random.default_rng(0); digest = hashlib.sha256()\n"
+        "for encoding in get_args(Encoding):\n"
+        "    w = rng.standard_normal((256, 96), np.float32)\n"
+        "    packed = np.zeros(lib.packed_bytes(encoding, 256, 96), np.uint8)\n"
+        "    lib.pack(w, packed, encoding)\n"
+        "    for rows in (1, 2, 3, 4, 8, 12, 13):\n"
+        "        y = np.empty((rows, 96), np.float32)\n"
+        "        lib.matmul(rng.standard_normal((rows, 256), np.float32), packed, y, encoding)\n"
+        "        digest.update(y.tobytes())\n"
+        "print(digest.hexdigest())\n"
+    )
+
+    def digest(hints: str) -> str:
+        environment = {**os.environ, "MAX_KERNELS_HINTS": hints}
+        return subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
+
+    assert digest("none") == digest("first") == digest("second")
