@@ -16,5 +16,5 @@ from .program import COMPILER, assert_it_passes, build
     ("sanitizer", "arguments"), [("address,undefined", []), ("thread", ["without-fork"])], ids=["address", "thread"]
 )
 def test_the_kernels_pass_under(sanitizer: str, arguments: list[str], tmp_path: Path) -> None:
-    program = build(tmp_path, "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    program = build(tmp_path, "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
     assert_it_passes(program, *arguments)
