@@ -22,6 +22,10 @@ ISA_VARIABLE = "MAX_KERNELS_ISA"
 ISAS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 """The instruction sets that the kernels are compiled for, least first; MAX_KERNELS_ISA forces one, "none" plain XLA."""
 
+HINTS_VARIABLE = "MAX_KERNELS_HINTS"
+HINTS = ("none", "first", "second")
+"""For which cache MAX_KERNELS_HINTS makes the kernels ask for weights ahead; what suits the CPU where it is not set."""
+
 HANDLERS = (
     "max_matmul_f32_v2",
     "max_matmul_bf16_v2",
@@ -43,8 +47,11 @@ class Library(Packing, DirectCalls):
     TEXTS = ("isa", "select")
 
     def __init__(self, path: Path) -> None:
-        """Loads `path`. Raises MaxError if it is of another version, ConfigError if MAX_KERNELS_ISA cannot be used."""
+        """Loads `path`. Raises MaxError if it is of another version, ConfigError for a bad MAX_KERNELS_ variable."""
         super().__init__(path)
+        hints = os.environ.get(HINTS_VARIABLE)
+        if hints and hints not in HINTS:
+            raise ConfigError(f"{HINTS_VARIABLE} is '{hints}'", f"Set it to one of {', '.join(HINTS)}, or not at all.")
         self.select("")
 
     @property

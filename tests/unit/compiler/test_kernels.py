@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from max import ConfigError
 from max.compiler import native
-from max.compiler.native import HANDLERS, ISA_VARIABLE, ISAS, Library, library, library_path
+from max.compiler.native import HANDLERS, HINTS, HINTS_VARIABLE, ISA_VARIABLE, ISAS, Library, library, library_path
 from max.compiler.native_functions import Encoding, Epilogue
 
 ENCODINGS: tuple[Encoding, ...] = ("float32", "bfloat16")
@@ -422,7 +422,15 @@ def test_hints_at_weights_to_come_never_change_bits() -> None:
     )
 
     def digest(hints: str) -> str:
-        environment = {**os.environ, "MAX_KERNELS_HINTS": hints}
+        environment = {**os.environ, HINTS_VARIABLE: hints}
         return subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
 
-    assert digest("none") == digest("first") == digest("second")
+    assert len({digest(hints) for hints in HINTS}) == 1
+
+
+def test_hints_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = library_path()
+    assert built is not None
+    monkeypatch.setenv(HINTS_VARIABLE, "third")
+    with pytest.raises(ConfigError, match="MAX_KERNELS_HINTS is 'third'"):
+        Library(built)
